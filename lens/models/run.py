@@ -1,0 +1,173 @@
+"""One forward pass and what it left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from lens.base.errors import MemoryEstimateError, UnsupportedModelError
+from lens.models.anatomy import Anatomy, hooks_on
+
+if TYPE_CHECKING:
+    from lens.models.model import Model
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that one forward pass of one text gave. No tensor has a batch axis.
+
+    Attributes:
+        model: the model that was run.
+        text: the text, or None where token ids were given.
+        token_ids: `[position]` int64, on the CPU.
+        tokens: text of each token, special tokens included.
+        residual: `[layer, position, d]`, layer 0 the input of the first block, layer ℓ the output of
+            block ℓ, always before the final norm; in the model's dtype, on the head's device.
+        logits: `[position, vocab]`, or None where they were not asked for.
+        attention: `[block, head, query, key]` weights, or None where they were not asked for.
+        seconds: wall time of the pass.
+    """
+
+    model: Model
+    text: str | None
+    token_ids: Int64[Tensor, "position"]  # noqa: UP037
+    tokens: tuple[str, ...]
+    residual: Float[Tensor, "layer position d"]
+    logits: Float[Tensor, "position vocab"] | None
+    attention: Float[Tensor, "block head query key"] | None
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return f"Run({self.model.name!r}, {len(self)} tokens, {self.residual.shape[0]} residual states)"
+
+
+def forward(
+    module: Any,
+    anatomy: Anatomy,
+    token_ids: Sequence[int],
+    *,
+    logits: bool = True,
+    attention: bool = False,
+    check: Callable[[], None] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Run a module once and keep its residual stream.
+
+    Args:
+        module: the causal language model, in evaluation mode.
+        anatomy: its parts.
+        token_ids: the prompt.
+        logits: False runs the stack without its head.
+        attention: True collects the patterns through the eager kernel.
+        check: called before every block; raising from it stops the pass.
+
+    Returns:
+        residual `[layer, position, d]`, logits `[position, vocab]` or None, attention
+        `[block, head, query, key]` or None.
+    """
+    ids = torch.tensor([list(token_ids)], device=anatomy.embedding.weight.device)
+    states = _Capture(anatomy, len(token_ids), check)
+    runner = module if logits else module.base_model
+    with torch.no_grad(), hooks_on(states.handles), _eager(module, attention):
+        output = runner(input_ids=ids, use_cache=False, **({"output_attentions": True} if attention else {}))
+    patterns = _stack_attention(module, output, anatomy) if attention else None
+    return states.residual, output.logits[0] if logits else None, patterns
+
+
+class _Capture:
+    """Hooks that copy the stream into one preallocated tensor: a later in-place edit cannot reach it."""
+
+    def __init__(self, anatomy: Anatomy, positions: int, check: Callable[[], None] | None):
+        self.positions, self.check = positions, check
+        self.layers = len(anatomy.blocks) + 1
+        self.device = anatomy.head.weight.device
+        self._residual: Tensor | None = None
+        self.handles: list[Any] = []
+        for layer, block in enumerate(anatomy.blocks):
+            if layer == 0 or check is not None:
+                self.handles.append(block.module.register_forward_pre_hook(self._before(layer), with_kwargs=True))
+            self.handles.append(block.module.register_forward_hook(self._after(layer + 1)))
+
+    @property
+    def residual(self) -> Tensor:
+        assert self._residual is not None  # anatomy was proved on this module: the blocks ran
+        return self._residual
+
+    def _before(self, layer: int):
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.check is not None:
+                self.check()
+            if layer == 0:
+                self._keep(0, args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    def _after(self, layer: int):
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._keep(layer, output[0] if isinstance(output, (tuple, list)) else output)
+
+        return hook
+
+    def _keep(self, layer: int, state: Tensor) -> None:
+        if self._residual is None:
+            shape = (self.layers, self.positions, state.shape[-1])
+            self._residual = torch.empty(shape, dtype=state.dtype, device=self.device)
+        self._residual[layer].copy_(state[0])
+
+
+@contextmanager
+def _eager(module: Any, wanted: bool) -> Iterator[None]:
+    """Use the eager attention kernel, the only one that returns its weights, then the former one again."""
+    former = module.config._attn_implementation
+    if not wanted or former == "eager":
+        yield
+        return
+    _set_kernel(module, "eager")
+    try:
+        yield
+    finally:
+        _set_kernel(module, former)
+
+
+def _set_kernel(module: Any, name: str) -> None:
+    if module._can_set_attn_implementation():
+        module.set_attn_implementation(name)
+    else:
+        # Families with attention code of their own (Falcon) read the configuration at every call. Left at
+        # "sdpa" they would return weights computed without the causal mask.
+        module.config._attn_implementation = name
+
+
+def _stack_attention(module: nn.Module, output: Any, anatomy: Anatomy) -> Tensor:
+    patterns = [a for a in (getattr(output, "attentions", None) or ()) if a is not None]
+    if len(patterns) != len(anatomy.blocks):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} returned {len(patterns)} attention patterns",
+            f"one for each of its {len(anatomy.blocks)} blocks",
+            "attention=False",
+        )
+    stacked = torch.stack([a[0].to(patterns[-1].device) for a in patterns])
+    ahead = stacked.triu(1).abs().max().item() if stacked.shape[-1] > 1 else 0.0
+    if ahead > 0:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} returned attention of {ahead:.2g} to later tokens",
+            "patterns of the causal attention that the model really uses",
+            "attention=False",
+        )
+    return stacked
+
+
+def require_memory(what: str, size: int, hint: str, limit: int = GIB) -> None:
+    """Refuse a tensor of more than `limit` bytes before it is made."""
+    if size > limit:
+        raise MemoryEstimateError(f"{what} would take {size / GIB:.2f} GiB", f"at most {limit / GIB:.0f} GiB", hint)

@@ -1,0 +1,270 @@
+"""The logit-lens panel: type a sentence, see what the model would say next at every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import traitlets
+import xarray as xr
+
+from lens.base.errors import InputError
+from lens.base.text import visible
+from lens.figures.export import export_logit_lens
+from lens.figures.logit_lens import grid_spec, sentence
+from lens.figures.measures import chosen_measure, shown_layers
+from lens.models.catalogue import NAMED_MODELS
+from lens.models.load import load
+from lens.models.locks import ModelLock
+from lens.models.model import Model
+from lens.models.run import Run
+from lens.panels.panel import Job, Panel
+from lens.panels.token_grid import TokenGrid
+from lens.probes.logit_lens import follow_token, logit_lens
+
+EXAMPLE = "The Eiffel Tower is located in the city of Paris, the capital of"
+LONGEST = 512  # tokens; a wider grid cannot be read, and the browser slows down
+_PROMPTS = {"plain text": "plain", "with BOS": "bos", "chat template": "chat"}
+
+
+@dataclass(frozen=True)
+class _Result:
+    model: Model
+    run: Run
+    dataset: xr.Dataset
+    settings: dict[str, Any]
+
+
+class LogitLens(Panel):
+    """An interactive logit lens.
+
+    Args:
+        model: a `lens.Model`, or anything `lens.load` takes.
+        text: the sentence shown first.
+        prompt: `plain`, `bos` or `chat`.
+        colour: `probability`, `entropy`, `next_rank` or `kl_to_final`.
+        stride: show every so many layers (the first and the last always).
+        selected: `(layer, position)` of the cell whose details are shown; by default the last
+            position whose answer the lens finds late.
+
+    `set(text=…, colour=…, selected=…, follow=…)` changes settings from a cell, `summary()` gives what
+    is shown as plain data, `export("x.html")` (or `.csv`, `.png`, `.svg`, `.pdf`, `.nc`) writes it.
+    """
+
+    COMPUTED = ("model", "text", "prompt")
+    VIEW = ("colour", "stride", "selected", "follow")
+
+    def __init__(
+        self,
+        model: Model | str = "smollm2-135m",
+        text: str = EXAMPLE,
+        *,
+        prompt: str = "plain",
+        colour: str = "probability",
+        stride: int = 2,
+        selected: tuple[int, int] | None = None,
+    ):
+        super().__init__({"model": model, "text": text, "prompt": prompt})
+        self._result: _Result | None = None
+        self.grid = TokenGrid(stride=stride, strides=sorted({1, 2, 5, stride}))
+        self._text = widgets.Text(text, placeholder="Type a sentence and press Enter", continuous_update=False)
+        self._text.layout = widgets.Layout(flex="1 1 20em", width="auto")
+        self._prompt = widgets.Dropdown(
+            options=_PROMPTS, value=prompt, layout=widgets.Layout(width="auto"), tooltip="how the text is given"
+        )
+        self._model = widgets.Dropdown(options=self._model_options(model), layout=widgets.Layout(width="auto"), tooltip="model")
+        top = widgets.HBox([self._text, self._model, self._prompt, self._bar, self._cancel, self._chip])
+        top.add_class("lens-top")
+        self.children = (top, self._line, self.grid)
+        self.set(colour=colour, stride=stride, **({"selected": selected} if selected else {}))
+        self._listen()
+
+    def __repr__(self) -> str:
+        return f"LogitLens(model={self._name(self._settings['model'])!r}, text={self._settings['text']!r})"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The live widget, and a picture for places that show notebooks without a kernel."""
+        bundle: Any = super()._repr_mimebundle_(**kwargs)
+        if bundle is not None and self._result is not None:
+            bundle["image/png"] = _snapshot(self._result.dataset, self.grid.colour, max(self.grid.stride, 2))
+        return bundle
+
+    # -- for cells --------------------------------------------------------------------------------
+
+    @property
+    def dataset(self) -> xr.Dataset:
+        """What is shown, as `lens.logit_lens` gave it."""
+        self.wait()
+        if self._result is None:
+            raise InputError(f"There is no picture yet ({self.error})", "a text that could be run", "panel.set(text=…)")
+        return self._result.dataset
+
+    def summary(self) -> dict[str, Any]:
+        """What the panel shows, as plain data: three decimals, tokens made visible."""
+        self.wait()
+        if self._result is None:
+            return {"error": self.error}
+        dataset = self._result.dataset
+        layer, position = self.grid.selected
+        cell = dataset.isel(layer=layer, position=position)
+        top = zip(cell.token.to_numpy(), np.exp(cell.logprob.to_numpy()), strict=True)
+        return {
+            "model": dataset.attrs["model"],
+            "text": self._result.settings["text"],
+            "tokens": dataset.sizes["position"],
+            "colour": self.grid.colour,
+            "stride": self.grid.stride,
+            "selected": {"layer": layer, "after": visible(str(cell.input_token.item()))},
+            "top": [(visible(token), round(float(p), 3)) for token, p in top],
+            "entropy": round(float(cell.entropy), 3),
+            "kl_to_final": round(float(cell.kl_to_final), 3),
+            "next_rank": None if np.isnan(cell.next_rank) else int(cell.next_rank),
+            "says": sentence(dataset, position),
+            "error": self.error,
+        }
+
+    def trajectory(self, digits: int = 3) -> list[float]:
+        """Probability, layer by layer, of the followed word, or of the model's answer, at the selected position."""
+        self.wait()
+        position = self.grid.selected[1]
+        followed = self.grid.trajectory
+        if followed and followed["position"] == position:
+            return [round(p, digits) for p in followed["probability"]]
+        return [round(float(p), digits) for p in np.exp(self.dataset.final_logprob.isel(position=position))]
+
+    def export(self, path: str | Path) -> Path:
+        """Write what is shown; the suffix (`.html`, `.csv`, `.png`, `.svg`, `.pdf`, `.nc`) says how."""
+        layer, position = self.grid.selected
+        return export_logit_lens(self.dataset, path, colour=self.grid.colour, stride=self.grid.stride, selected=(layer, position))
+
+    # -- computation ------------------------------------------------------------------------------
+
+    def _compute(self, job: Job) -> _Result:
+        settings = job.settings
+        chosen = settings["model"]
+        model = chosen if isinstance(chosen, Model) else load(chosen, progress=job.report)
+        ids = model.encode(settings["text"], settings["prompt"])
+        if len(ids) > LONGEST:
+            raise InputError(
+                f"The text has {len(ids)} tokens", f"at most {LONGEST} in the grid", "lens.logit_lens(model.run(text)) for more"
+            )
+        run = model.run(settings["text"], prompt=settings["prompt"], check=job.check_blocks(model.n_layers, "running"))
+        job.token.check()
+        return _Result(model, run, logit_lens(run, top_k=min(5, model.vocab_size)), settings)
+
+    def _show(self, result: _Result, seconds: float) -> None:
+        self._result = result
+        with self.grid.hold_sync():
+            self.grid.spec = grid_spec(result.dataset)
+            self.grid.trajectory, self.grid.follow = {}, {}
+            self.grid.selected = _good_example(result.dataset, self.grid.stride)
+        self._mirror_controls(result)
+        self._chip_text(f"{seconds:.2f} s · {result.model.device.type} · {result.model.dtype_name}")
+
+    def _apply(self, view: Mapping[str, Any]) -> None:
+        if self._result is None:
+            return
+        dataset = self._result.dataset
+        if "colour" in view:
+            self.grid.colour = chosen_measure(dataset, view["colour"]).name
+        if "stride" in view:
+            shown_layers(dataset, view["stride"])
+            self.grid.strides = sorted({*self.grid.strides, view["stride"]})
+            self.grid.stride = view["stride"]
+        if "selected" in view:
+            self.grid.selected = _valid_cell(dataset, view["selected"])
+        if "follow" in view:
+            self._follow(self._result.run, view["follow"], self.grid.selected[1])
+
+    def _follow(self, run: Run, token: str | int, position: int) -> None:
+        followed = follow_token(run, token, position)
+        self.grid.trajectory = {
+            "position": position,
+            "token_id": int(followed.attrs["token_id"]),
+            "word": visible(str(followed.attrs["token"])),
+            "probability": np.exp(followed.logprob.isel(position=0).to_numpy()).tolist(),
+        }
+
+    # -- controls ---------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        for control, name in ((self._text, "text"), (self._model, "model"), (self._prompt, "prompt")):
+            control.observe(self._on_control(name), "value")
+        self.grid.observe(self._on_follow, "follow")
+
+    def _on_control(self, name: str) -> Callable[[Any], None]:
+        def changed(change: Any) -> None:
+            if change["new"] != self._settings[name]:
+                self.post(**{name: change["new"]})
+
+        return changed
+
+    def _on_follow(self, change: Any) -> None:
+        wish = change["new"]
+        if wish and self._result is not None:
+            self.post(follow=int(wish["token_id"]))
+
+    def _mirror_controls(self, result: _Result) -> None:
+        """Show in the controls what was computed, when it came from a cell."""
+        self._model.options = self._model_options(result.settings["model"])
+        for control, name in ((self._text, "text"), (self._model, "model"), (self._prompt, "prompt")):
+            if control.value != result.settings[name]:
+                control.value = result.settings[name]
+
+    def _model_options(self, model: Model | str) -> list[tuple[str, Any]]:
+        options: dict[str, Any] = {name: name for name in NAMED_MODELS}
+        options[self._name(model)] = model
+        return list(options.items())
+
+    @staticmethod
+    def _name(model: Model | str) -> str:
+        return model.name if isinstance(model, Model) else str(model)
+
+    def _lock(self) -> ModelLock | None:
+        return self._result.model.lock if self._result is not None else None
+
+    def _dim(self, label: str | None, seconds: float) -> None:
+        self.grid.busy = {"label": label, "seconds": round(seconds, 1)} if label else {}
+
+
+def side_by_side(left: LogitLens, right: LogitLens) -> widgets.HBox:
+    """Two panels (two prompts, or two models) next to each other, with one colour and one stride."""
+    for name in ("colour", "stride"):
+        traitlets.link((left.grid, name), (right.grid, name))
+    pair = widgets.HBox([left, right])
+    pair.add_class("lens-pair")
+    return pair
+
+
+def _good_example(dataset: xr.Dataset, stride: int) -> list[int]:
+    """A cell worth looking at first: just below the layer where a sure answer appears, as late in the text as possible."""
+    settled = dataset.settled_layer.to_numpy()
+    sure = np.exp(dataset.logprob.isel(layer=-1).sel(rank=1).to_numpy()) > 0.5
+    late = np.flatnonzero(sure & (settled > 0))
+    position = int(late[-1]) if len(late) else dataset.sizes["position"] - 1
+    below = [layer for layer in shown_layers(dataset, stride) if layer < settled[position]]
+    return [below[-1] if below else 0, position]
+
+
+def _valid_cell(dataset: xr.Dataset, cell: Any) -> list[int]:
+    layers, positions = dataset.sizes["layer"], dataset.sizes["position"]
+    layer, position = cell
+    if not (-layers <= layer < layers and -positions <= position < positions):
+        raise InputError(
+            f"The cell {tuple(cell)}", f"a layer up to {layers - 1} and a position up to {positions - 1}", "selected=(0, 0)"
+        )
+    return [layer % layers, position % positions]
+
+
+def _snapshot(dataset: xr.Dataset, colour: str, stride: int) -> bytes:
+    import io
+
+    from lens.figures.static import logit_lens_figure
+
+    stream = io.BytesIO()
+    logit_lens_figure(dataset, colour, stride).savefig(stream, format="png", dpi=72)
+    return stream.getvalue()

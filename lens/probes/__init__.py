@@ -1,0 +1,1 @@
+"""Probes: activations in, an `xarray.Dataset` out. They compute; they never draw."""
