@@ -53,14 +53,14 @@ def cache_entries() -> list[CacheEntry]:
     ]
 
 
-def clear_cache(kind: str | None = None) -> int:
-    """Delete entries (of one kind, or all) and what interrupted work left. Returns the bytes freed."""
+def clear_cache() -> int:
+    """Delete every entry and what interrupted work left; locks stay, another process may hold one. Returns bytes freed."""
     root = cache_folder()
-    folders = [root / kind] if kind else [p for p in root.glob("*") if p.is_dir()]
-    freed = sum(_size(folder) for folder in folders)
+    folders = [p for p in root.glob("*") if p.is_dir() and p.name != "locks"]
+    before = sum(_size(folder) for folder in folders)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    return freed
+    return before - sum(_size(folder) for folder in folders if folder.exists())
 
 
 def _size(path: Path) -> int:

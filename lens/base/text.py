@@ -11,7 +11,7 @@ import html
 import unicodedata
 
 _NAMED = {"\n": "↵", "\t": "⇥", "\r": "␍", "\x00": "␀", "\x7f": "␡", "\u00a0": "⍽", "\u200b": "<ZWSP>", "\ufeff": "<BOM>"}
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 
 
 def visible(piece: str, width: int | None = None) -> str:
@@ -53,7 +53,7 @@ def plotly_safe(text: str) -> str:
 
 def csv_safe(text: str) -> str:
     """Guard a CSV field against being read as a formula by a spreadsheet."""
-    return "'" + text if text.startswith(_FORMULA_STARTS) else text
+    return "'" + text if text.lstrip("\n").startswith(_FORMULA_STARTS) else text
 
 
 def storable(text: str) -> str:

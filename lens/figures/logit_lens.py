@@ -8,7 +8,18 @@ import numpy as np
 import xarray as xr
 
 from lens.base.text import plotly_safe, visible
-from lens.figures.measures import ACCENT, DEEP, SURFACE, Measure, cell_values, chosen_measure, first_shown, measures, shown_layers
+from lens.figures.measures import (
+    ACCENT,
+    DEEP,
+    SURFACE,
+    Measure,
+    cell_values,
+    chosen_measure,
+    first_shown,
+    measures,
+    shown_correct,
+    shown_layers,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -18,31 +29,35 @@ def grid_spec(dataset: xr.Dataset) -> dict[str, Any]:
     """Describe the grid for the browser: small JSON and little-endian arrays.
 
     A pure function of the Dataset. Every layer is in it, so that colour, stride and selection need
-    no answer from Python. Size: about 29 bytes a cell and top-five word, 58 kB for 31 × 64 cells.
+    no answer from Python. Probabilities, entropies and divergences travel as 16-bit shares of their
+    largest possible value: an error below 1e-5 of it, which no picture shows. Size: 28 bytes a cell
+    with its five words, and the text of each distinct word once.
 
     Args:
         dataset: from `lens.logit_lens`.
 
     Returns:
-        A dict of plain values and of arrays as `{"dtype", "shape", "data": bytes}`.
+        A dict of plain values and of arrays as `{"dtype", "shape", "data": bytes}`; a value is the
+        stored integer times `"scale"` where there is one, and unknown where it equals `"missing"`.
     """
-    words, word_of = _word_table(dataset)
-    final = dataset.token.isel(layer=-1).sel(rank=1).to_numpy()
-    following = dataset.input_token.to_numpy()[1:]
+    ids, words = _word_table(dataset)
+    vocabulary = int(dataset.attrs["vocabulary"])
     return {
         "version": 1,
         "title": str(dataset.attrs["model"]),
         "layers": dataset.layer.to_numpy().tolist(),
         "input": [visible(token) for token in dataset.input_token.to_numpy()],
         "words": words,
+        "word_ids": ids.tolist(),
         "rank_count": dataset.sizes["rank"],
-        "top": _array(np.vectorize(word_of.__getitem__)(dataset.token.to_numpy()), "uint16" if len(words) < 2**16 else "uint32"),
-        "top_id": _array(dataset.token_id.to_numpy(), "uint32"),
-        "probability": _array(np.exp(dataset.logprob.to_numpy()), "float32"),
-        "final_probability": _array(np.exp(dataset.final_logprob.to_numpy()), "float32"),
-        **{name: _array(dataset[name].to_numpy(), "float32") for name in ("entropy", "next_rank", "kl_to_final")},
-        "final": [word_of[token] for token in final],
-        "next": [*(word_of[token] for token in following), -1],
+        "top": _integers(np.searchsorted(ids, dataset.token_id.to_numpy()), len(ids)),
+        "probability": _scaled(np.exp(dataset.logprob.to_numpy()), 1.0),
+        "final_probability": _scaled(np.exp(dataset.final_logprob.to_numpy()), 1.0),
+        "entropy": _scaled(dataset.entropy.to_numpy(), float(np.log(vocabulary))),
+        "kl_to_final": _scaled(dataset.kl_to_final.to_numpy(), float(dataset.kl_to_final.max())),
+        "next_rank": {**_integers(np.nan_to_num(dataset.next_rank.to_numpy()), vocabulary + 1), "missing": 0},
+        "final": np.searchsorted(ids, dataset.token_id.isel(layer=-1, rank=0).to_numpy()).tolist(),
+        "next": [*np.searchsorted(ids, dataset.input_id.to_numpy()[1:]).tolist(), -1],
         "settles": dataset.settled_layer.to_numpy().tolist(),
         "first_correct": [-1 if np.isnan(layer) else int(layer) for layer in dataset.first_correct_layer.to_numpy()],
         "sentences": [sentence(dataset, position) for position in range(dataset.sizes["position"])],
@@ -50,12 +65,23 @@ def grid_spec(dataset: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def _word_table(dataset: xr.Dataset) -> tuple[list[str], dict[str, int]]:
-    """Distinct visible words, and the place of each token text in that list."""
-    tokens = [*dataset.token.to_numpy().ravel(), *dataset.input_token.to_numpy()]
-    words: dict[str, int] = {}
-    return_to = {token: words.setdefault(visible(token), len(words)) for token in dict.fromkeys(tokens)}
-    return list(words), return_to
+def _word_table(dataset: xr.Dataset) -> tuple[np.ndarray, list[str]]:
+    """Distinct token ids in ascending order, and their visible texts (two tokens can look the same)."""
+    ids = np.concatenate([dataset.token_id.to_numpy().ravel(), dataset.input_id.to_numpy()])
+    texts = np.concatenate([dataset.token.to_numpy().ravel(), dataset.input_token.to_numpy()])
+    distinct, first = np.unique(ids, return_index=True)
+    return distinct, [visible(text) for text in texts[first]]
+
+
+def _integers(values: np.ndarray, count: int) -> dict[str, Any]:
+    """Whole numbers below `count`, in as few bytes as they need."""
+    return _array(values, "uint16" if count <= 2**16 else "uint32")
+
+
+def _scaled(values: np.ndarray, largest: float) -> dict[str, Any]:
+    """Numbers between 0 and `largest` as 16-bit shares of it."""
+    scale = largest / 65535 or 1.0
+    return {**_array(np.rint(values / scale).clip(0, 65535), "uint16"), "scale": scale}
 
 
 def _array(values: np.ndarray, dtype: str) -> dict[str, Any]:
@@ -77,8 +103,9 @@ def sentence(dataset: xr.Dataset, position: int) -> str:
     )  # fmt: skip
     text = f"After “{prompt}” the model answers “{answer}” with probability {probability:.2f}; {when}."
     if position + 1 < dataset.sizes["position"]:
-        following = visible(str(dataset.input_token.to_numpy()[position + 1]))
-        text += " The text agrees." if following == answer else f" The text goes on with “{following}”."
+        following = dataset.isel(position=position + 1)
+        agrees = int(following.input_id) == int(here.token_id.isel(layer=-1, rank=0))
+        text += " The text agrees." if agrees else f" The text goes on with “{visible(str(following.input_token.item()))}”."
     return text
 
 
@@ -141,7 +168,7 @@ def _marks(dataset: xr.Dataset, layers: list[int]) -> list[go.Scatter]:
 
     rows = {layer: row for row, layer in enumerate(layers)}
     settled = [first_shown(layers, layer) for layer in dataset.settled_layer.to_numpy()]
-    correct = [first_shown(layers, layer) for layer in dataset.first_correct_layer.to_numpy()]
+    correct = shown_correct(dataset, layers)
     rule_x, rule_y = [], []
     for column, layer in enumerate(settled):
         if layer is not None:

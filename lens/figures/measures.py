@@ -93,6 +93,13 @@ def first_shown(layers: list[int], layer: float | np.number) -> int | None:
     return next((shown for shown in layers if shown >= layer), None)
 
 
+def shown_correct(dataset: xr.Dataset, layers: list[int]) -> list[int | None]:
+    """For each position, the first of the shown layers whose first word is the one that really follows."""
+    following = [*dataset.input_id.to_numpy()[1:], None]
+    first = dataset.token_id.isel(rank=0).to_numpy()
+    return [next((layer for layer in layers if first[layer, p] == token), None) for p, token in enumerate(following)]
+
+
 def ink(shade: float | np.floating) -> str:
     """Black or white, whichever reads better (at least 4.5 : 1) on a shade from `SURFACE` to `DEEP`; NaN is the surface."""
     shade = 0.0 if np.isnan(shade) else shade

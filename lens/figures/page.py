@@ -12,6 +12,7 @@ import xarray as xr
 
 from lens.base.text import html_safe
 from lens.figures.logit_lens import grid_spec
+from lens.figures.measures import chosen_measure, shown_layers
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -50,6 +51,8 @@ def logit_lens_page(
         dataset: from `lens.logit_lens`.
         colour, stride, selected: what the page shows first; the reader can change all three.
     """
+    chosen_measure(dataset, colour)
+    shown_layers(dataset, stride)
     chosen = selected or (dataset.sizes["layer"] - 1, dataset.sizes["position"] - 1)
     state = {
         "spec": _with_text(grid_spec(dataset)),

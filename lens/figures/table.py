@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from lens.base.text import visible
+from lens.figures.measures import first_shown
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 3) -> str:
@@ -19,7 +20,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[object]], digits: 
         digits: decimals of floats.
     """
     cells = [[_cell(value, digits) for value in row] for row in rows]
-    numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(header))]
+    numeric = [all(_is_number(row[column]) or row[column] == "" for row in rows) for column in range(len(header))]
     widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
     lines = [list(header), *cells]
     return "\n".join(
@@ -50,15 +51,15 @@ def logit_lens_table(dataset: xr.Dataset, layers: Sequence[int] | None = None, w
         layers: which layers to show; all by default.
         width: longest word in characters.
     """
-    chosen = list(layers) if layers is not None else list(range(dataset.sizes["layer"]))
+    chosen = sorted(layers) if layers is not None else list(range(dataset.sizes["layer"]))
     settled = dataset.settled_layer.to_numpy()
     words = dataset.token.sel(rank=1).to_numpy()
 
     def cell(layer: int, position: int) -> str:
-        star = "*" if layer == next(shown for shown in chosen if shown >= settled[position]) else ""
+        star = "*" if layer == first_shown(chosen, settled[position]) else ""
         return visible(str(words[layer, position]), width) + star
 
     columns = range(dataset.sizes["position"])
-    rows = [[layer, *(cell(layer, position) for position in columns)] for layer in sorted(chosen, reverse=True)]
+    rows = [[layer, *(cell(layer, position) for position in columns)] for layer in reversed(chosen)]
     prompt = ["", *(visible(str(token), width) for token in dataset.input_token.to_numpy())]
     return text_table(["layer", *("" for _ in columns)], [*rows, prompt])

@@ -13,7 +13,6 @@ const WHITE = [255, 255, 255];
 // on any colour there is. At #111 it would only be 4.35.
 const BLACK = [5, 5, 5];
 const STEPS = 256;
-const SAVE_EVERY_MS = 60;
 const SVG = "http://www.w3.org/2000/svg";
 const THEME_ATTRIBUTES = ["data-jp-theme-light", "data-jp-theme-name", "data-vscode-theme-kind", "theme", "class"];
 const SPOKEN = {
@@ -87,12 +86,17 @@ function surfaceOf(element) {
 
 const ARRAYS = { uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array };
 
-/** {dtype, shape, data} to a typed array. Data are little-endian: a DataView, an ArrayBuffer or base64 text. */
-export function decode({ dtype, data }) {
+/**
+ * {dtype, shape, data} to a typed array. Data are little-endian: a DataView, an ArrayBuffer or base64 text. With a
+ * scale they are shares of a largest value; a stored integer equal to `missing` is an unknown value, here NaN.
+ */
+export function decode({ dtype, data, scale, missing }) {
   const bytes = typeof data === "string" ? Uint8Array.from(atob(data), (c) => c.charCodeAt(0))
     : data instanceof ArrayBuffer ? new Uint8Array(data)
       : new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-  return new ARRAYS[dtype](bytes.slice().buffer); // the copy aligns: a message's buffers may start at any byte
+  const stored = new ARRAYS[dtype](bytes.slice().buffer); // the copy aligns: a message's buffers may start at any byte
+  if (scale === undefined && missing === undefined) return stored;
+  return Float32Array.from(stored, (v) => (v === missing ? NaN : v * (scale ?? 1)));
 }
 
 /** Format characters could turn or hide the text around them. Python spells them so too; a hand-made page may not. */
@@ -110,7 +114,9 @@ function read(spec) {
     const cell = layer * width + position;
     return rank === undefined ? cell : cell * k + rank;
   };
-  return { ...spec, ...Object.fromEntries([...arrays, ...texts]), height, width, k, at };
+  const data = { ...spec, ...Object.fromEntries([...arrays, ...texts]), height, width, k, at };
+  data.tokenId = (layer, position, rank) => data.word_ids[data.top[at(layer, position, rank)]];
+  return data;
 }
 
 /** Where a value lies on its colour scale, 0..1, or NaN. */
@@ -126,7 +132,7 @@ const bare = (word) => word.replace(/^·(?=.)/u, "");
 const whole = (x) => x.toLocaleString("en-US");
 const short = (x) => (Number.isInteger(x) ? whole(x) : String(Number(x.toPrecision(3))));
 const nats = (x) => (Number.isFinite(x) ? `${Math.abs(x) < 100 ? Math.abs(x).toFixed(2) : Math.round(x)} nats` : "—");
-const probability = (p) => (!Number.isFinite(p) ? "—" : p > 0 && p < 0.005 ? "<0.01" : p.toFixed(2));
+const probability = (p) => (!Number.isFinite(p) ? "—" : p < 0.005 ? "<0.01" : p.toFixed(2));
 const percent = (p) => (p < 0.01 ? "under 1 percent" : `${Math.round(100 * p)} percent`);
 
 /** A word as a screen reader should say it: punctuation is named, for most voices skip it. */
@@ -166,15 +172,9 @@ class TokenGrid {
     return this.model.get(name) ?? EMPTY[name];
   }
 
-  /** Sets a trait at once here, and for Python a moment later: a held arrow key is one message, not thirty. */
+  /** Saved at once: the widget layer throttles, and the kernel's echo of an older value must find nothing unsaved. */
   set(name, value) {
     this.model.set(name, value);
-    this.timer ??= setTimeout(() => this.save(), SAVE_EVERY_MS);
-  }
-
-  save() {
-    clearTimeout(this.timer);
-    this.timer = undefined;
     this.model.save_changes();
   }
 
@@ -227,6 +227,7 @@ class TokenGrid {
     // Notebooks attach the element after render() returns; the first size it gets is the moment to look at the page.
     const attached = new ResizeObserver(() => {
       this.retheme();
+      if (this.data && this.surface) this.reveal();
       this.showExtent();
     });
     attached.observe(this.root);
@@ -234,7 +235,6 @@ class TokenGrid {
   }
 
   destroy() {
-    if (this.timer) this.save();
     this.undo.forEach((step) => step());
     this.root.remove();
   }
@@ -332,8 +332,10 @@ class TokenGrid {
     });
     this.inputs.set(name, inputs);
     const spokenLabel = after ? `${label} how many ${after}` : label;
+    const row = make("span.segments", {}, ...segments);
+    row.classList.toggle("lens-grid-many", segments.length > 3); // two rows where the page is narrow
     return make("div.group", { role: "radiogroup", "aria-label": spokenLabel },
-      make("span", {}, label), make("span.segments", {}, ...segments), after ? make("span", {}, after) : "");
+      make("span", {}, label), row, after ? make("span", {}, after) : "");
   }
 
   // ── Grid ──
@@ -607,7 +609,7 @@ class TokenGrid {
     this.rove(0);
     const list = make("div.bars", { role: "listbox", "aria-label": "top words; choose one to follow it" },
       ...this.bars.map(({ option }) => option));
-    this.facts = ["entropy", "true next word", "KL to last layer", "settles at layer"].map((term) => ({
+    this.facts = ["entropy", "next word", "KL to last layer", "settles at layer"].map((term) => ({
       term: make("dt", {}, term), value: make("dd") }));
     this.details.replaceChildren(this.heading, make("p", {}, "what the model would say next if it stopped here"), list,
       ...this.buildChart(), make("dl", {}, ...this.facts.map(({ term, value }) => make("div", {}, term, value))));
@@ -645,7 +647,7 @@ class TokenGrid {
     const [layer, position] = (!this.get("pinned") && this.hover) || this.selected();
     const { data } = this;
     const name = `Layer ${data.layers[layer]}, after `;
-    this.heading.replaceChildren(make("span", {}, name), quoted(bare(data.input[position])));
+    this.heading.replaceChildren(make("span", {}, name), quoted(data.input[position]));
     this.heading.title = name + data.input[position];
     this.fillBars(layer, position);
     this.drawChart(layer, position);
@@ -662,7 +664,7 @@ class TokenGrid {
       option.title = text;
       fill.style.width = `${100 * data.probability[at]}%`;
       value.textContent = probability(data.probability[at]);
-      const here = followed.position === position && followed.token_id === data.top_id[at];
+      const here = followed.position === position && followed.token_id === data.tokenId(layer, position, rank);
       option.setAttribute("aria-selected", String(here));
       option.setAttribute("aria-label", `${spoken(text)} ${percent(data.probability[at])}`);
     });
@@ -674,7 +676,7 @@ class TokenGrid {
     const next = data.words[data.next[position]];
     const [entropy, rank, divergence, settles] = this.facts;
     entropy.value.textContent = nats(data.entropy[at]);
-    rank.term.replaceChildren("true next word ", next === undefined ? "" : quoted(next));
+    rank.term.replaceChildren("next word ", next === undefined ? "" : quoted(next));
     rank.term.title = rank.term.textContent;
     rank.value.textContent = next === undefined ? "none, the text ends" : `rank ${whole(data.next_rank[at])}`;
     divergence.value.textContent = nats(data.kl_to_final[at]);
@@ -695,9 +697,9 @@ class TokenGrid {
     }
     // Until Python answers (or for ever, in a page without a kernel) the top words alone say where this one is.
     const values = data.layers.map((_, layer) => {
-      const from = data.at(layer, position, 0);
-      const rank = data.top_id.subarray(from, from + data.k).indexOf(followed.token_id);
-      return rank < 0 ? NaN : data.probability[from + rank];
+      const ranks = [...Array(data.k).keys()];
+      const rank = ranks.find((r) => data.tokenId(layer, position, r) === followed.token_id);
+      return rank === undefined ? NaN : data.probability[data.at(layer, position, rank)];
     });
     return { word: followed.word, values, partial: true };
   }
@@ -727,7 +729,7 @@ class TokenGrid {
   follow(rank) {
     const { data } = this;
     const [layer, position] = this.selected();
-    const token_id = data.top_id[data.at(layer, position, rank)];
+    const token_id = data.tokenId(layer, position, rank);
     const followed = this.get("follow");
     this.rove(rank);
     if (followed.position === position && followed.token_id === token_id) {

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
+_POLL = 0.02  # seconds between two looks at whether a waiting request is still wanted
+
 
 class ModelLock:
-    """A re-entrant lock that knows what its holder is doing."""
+    """A re-entrant lock that knows who holds it and for what."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._owner: int | None = None
         self._purposes: list[str] = []
 
     @property
@@ -26,15 +29,33 @@ class ModelLock:
         """What the model is being used for right now, or None when it is free."""
         return self._purposes[0] if self._purposes else None
 
+    @property
+    def mine(self) -> bool:
+        """Whether the calling thread holds the lock."""
+        return self._owner == threading.get_ident()
+
     @contextmanager
-    def hold(self, purpose: str) -> Iterator[None]:
-        """Wait for the model, then keep it to the end of the block."""
-        with self._lock:
-            self._purposes.append(purpose)
-            try:
-                yield
-            finally:
-                self._purposes.pop()
+    def hold(self, purpose: str, check: Callable[[], None] | None = None) -> Iterator[None]:
+        """Wait for the model, then keep it to the end of the block.
+
+        Args:
+            purpose: what for, as a clause that continues "the model is".
+            check: called again and again while waiting; raising from it gives the waiting up.
+        """
+        if check is None:
+            self._lock.acquire()
+        else:
+            while not self._lock.acquire(timeout=_POLL):
+                check()
+        self._owner = threading.get_ident()
+        self._purposes.append(purpose)
+        try:
+            yield
+        finally:
+            self._purposes.pop()
+            if not self._purposes:
+                self._owner = None
+            self._lock.release()
 
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, ModelLock] = weakref.WeakKeyDictionary()

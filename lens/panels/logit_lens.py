@@ -70,17 +70,16 @@ class LogitLens(Panel):
     ):
         super().__init__({"model": model, "text": text, "prompt": prompt})
         self._result: _Result | None = None
-        self.grid = TokenGrid(stride=stride, strides=sorted({1, 2, 5, stride}))
+        self.grid = TokenGrid()
         self._text = widgets.Text(text, placeholder="Type a sentence and press Enter", continuous_update=False)
         self._text.layout = widgets.Layout(flex="1 1 20em", width="auto")
-        self._prompt = widgets.Dropdown(
-            options=_PROMPTS, value=prompt, layout=widgets.Layout(width="auto"), tooltip="how the text is given"
-        )
-        self._model = widgets.Dropdown(options=self._model_options(model), layout=widgets.Layout(width="auto"), tooltip="model")
+        narrow = widgets.Layout(width="auto")
+        self._prompt = widgets.Dropdown(options=_PROMPTS, layout=narrow, tooltip="how the text is given to the model")
+        self._model = widgets.Dropdown(options=self._model_options(model), layout=narrow, tooltip="model")
         top = widgets.HBox([self._text, self._model, self._prompt, self._bar, self._cancel, self._chip])
         top.add_class("lens-top")
         self.children = (top, self._line, self.grid)
-        self.set(colour=colour, stride=stride, **({"selected": selected} if selected else {}))
+        self.set(model=model, colour=colour, stride=stride, **({"selected": selected} if selected else {}))
         self._listen()
 
     def __repr__(self) -> str:
@@ -149,71 +148,79 @@ class LogitLens(Panel):
         model = chosen if isinstance(chosen, Model) else load(chosen, progress=job.report)
         ids = model.encode(settings["text"], settings["prompt"])
         if len(ids) > LONGEST:
-            raise InputError(
-                f"The text has {len(ids)} tokens", f"at most {LONGEST} in the grid", "lens.logit_lens(model.run(text)) for more"
-            )
-        run = model.run(settings["text"], prompt=settings["prompt"], check=job.check_blocks(model.n_layers, "running"))
-        job.token.check()
-        return _Result(model, run, logit_lens(run, top_k=min(5, model.vocab_size)), settings)
+            needed = f"at most {LONGEST} in the grid"
+            raise InputError(f"The text has {len(ids)} tokens", needed, "lens.logit_lens(model.run(text)) for more")
+        with job.holding(model.lock, "running for a logit lens"):
+            run = model.run(settings["text"], prompt=settings["prompt"], check=job.check_blocks(model.n_layers, "running"))
+            job.token.check()
+            return _Result(model, run, logit_lens(run, top_k=min(5, model.vocab_size)), settings)
+
+    def _prepare(self, job: Job, result: _Result | None) -> Mapping[str, Any]:
+        view, shown = dict(job.view), result or self._result
+        if shown is None:
+            return view
+        if "colour" in view:
+            chosen_measure(shown.dataset, view["colour"])
+        if "stride" in view:
+            shown_layers(shown.dataset, view["stride"])
+        stride = view.get("stride", self.grid.stride)
+        if "selected" in view:
+            view["selected"] = _valid_cell(shown.dataset, view["selected"])
+        elif result is not None:
+            view["selected"] = _good_example(shown.dataset, stride)
+        wish = view.pop("follow", None)
+        if isinstance(wish, Mapping) and result is not None:
+            wish = None  # chosen in a picture that has been replaced
+        if wish is not None:
+            with job.holding(shown.model.lock, "following a word"):
+                view["trajectory"] = _trajectory(shown.run, wish, view.get("selected", self.grid.selected)[1])
+        elif "follow" in job.view:
+            view["trajectory"] = {}
+        return view
 
     def _show(self, result: _Result, seconds: float) -> None:
         self._result = result
         with self.grid.hold_sync():
             self.grid.spec = grid_spec(result.dataset)
-            self.grid.trajectory, self.grid.follow = {}, {}
-            self.grid.selected = _good_example(result.dataset, self.grid.stride)
-        self._mirror_controls(result)
-        self._chip_text(f"{seconds:.2f} s · {result.model.device.type} · {result.model.dtype_name}")
+            with self._mute():
+                self.grid.trajectory, self.grid.follow = {}, {}
+        self._chip_at_rest = f"{seconds:.2f} s · {result.model.device.type} · {result.model.dtype_name}"
 
     def _apply(self, view: Mapping[str, Any]) -> None:
         if self._result is None:
             return
-        dataset = self._result.dataset
-        if "colour" in view:
-            self.grid.colour = chosen_measure(dataset, view["colour"]).name
-        if "stride" in view:
-            shown_layers(dataset, view["stride"])
-            self.grid.strides = sorted({*self.grid.strides, view["stride"]})
-            self.grid.stride = view["stride"]
-        if "selected" in view:
-            self.grid.selected = _valid_cell(dataset, view["selected"])
-        if "follow" in view:
-            self._follow(self._result.run, view["follow"], self.grid.selected[1])
-
-    def _follow(self, run: Run, token: str | int, position: int) -> None:
-        followed = follow_token(run, token, position)
-        self.grid.trajectory = {
-            "position": position,
-            "token_id": int(followed.attrs["token_id"]),
-            "word": visible(str(followed.attrs["token"])),
-            "probability": np.exp(followed.logprob.isel(position=0).to_numpy()).tolist(),
-        }
+        with self.grid.hold_sync():
+            if "stride" in view:
+                self.grid.strides = sorted({*self.grid.strides, view["stride"]})
+            for name, value in view.items():
+                setattr(self.grid, name, value)
 
     # -- controls ---------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        for control, name in ((self._text, "text"), (self._model, "model"), (self._prompt, "prompt")):
+        for name, control in self._controls().items():
             control.observe(self._on_control(name), "value")
         self.grid.observe(self._on_follow, "follow")
 
+    def _controls(self) -> dict[str, Any]:
+        return {"text": self._text, "model": self._model, "prompt": self._prompt}
+
     def _on_control(self, name: str) -> Callable[[Any], None]:
         def changed(change: Any) -> None:
-            if change["new"] != self._settings[name]:
+            if not self._is_muted:
                 self.post(**{name: change["new"]})
 
         return changed
 
     def _on_follow(self, change: Any) -> None:
-        wish = change["new"]
-        if wish and self._result is not None:
-            self.post(follow=int(wish["token_id"]))
+        if not self._is_muted:
+            self.post(follow=change["new"] or None)
 
-    def _mirror_controls(self, result: _Result) -> None:
-        """Show in the controls what was computed, when it came from a cell."""
-        self._model.options = self._model_options(result.settings["model"])
-        for control, name in ((self._text, "text"), (self._model, "model"), (self._prompt, "prompt")):
-            if control.value != result.settings[name]:
-                control.value = result.settings[name]
+    def _mirror(self, settings: Mapping[str, Any]) -> None:
+        self._model.options = self._model_options(settings["model"])
+        for name, control in self._controls().items():
+            if control.value != settings[name]:
+                control.value = settings[name]
 
     def _model_options(self, model: Model | str) -> list[tuple[str, Any]]:
         options: dict[str, Any] = {name: name for name in NAMED_MODELS}
@@ -225,6 +232,9 @@ class LogitLens(Panel):
         return model.name if isinstance(model, Model) else str(model)
 
     def _lock(self) -> ModelLock | None:
+        chosen = self._settings["model"]
+        if isinstance(chosen, Model):
+            return chosen.lock
         return self._result.model.lock if self._result is not None else None
 
     def _dim(self, label: str | None, seconds: float) -> None:
@@ -233,7 +243,7 @@ class LogitLens(Panel):
 
 def side_by_side(left: LogitLens, right: LogitLens) -> widgets.HBox:
     """Two panels (two prompts, or two models) next to each other, with one colour and one stride."""
-    for name in ("colour", "stride"):
+    for name in ("strides", "colour", "stride"):
         traitlets.link((left.grid, name), (right.grid, name))
     pair = widgets.HBox([left, right])
     pair.add_class("lens-pair")
@@ -248,6 +258,22 @@ def _good_example(dataset: xr.Dataset, stride: int) -> list[int]:
     position = int(late[-1]) if len(late) else dataset.sizes["position"] - 1
     below = [layer for layer in shown_layers(dataset, stride) if layer < settled[position]]
     return [below[-1] if below else 0, position]
+
+
+def _trajectory(run: Run, wish: Any, position: int) -> dict[str, Any]:
+    """One word's probability through the layers, for the browser.
+
+    A wish from there names the position at which it was made; one from a cell means the selected one.
+    """
+    if isinstance(wish, Mapping):
+        wish, position = int(wish["token_id"]), int(wish["position"])
+    followed = follow_token(run, wish, position)
+    return {
+        "position": position,
+        "token_id": int(followed.attrs["token_id"]),
+        "word": visible(str(followed.attrs["token"])),
+        "probability": np.exp(followed.logprob.isel(position=0).to_numpy()).tolist(),
+    }
 
 
 def _valid_cell(dataset: xr.Dataset, cell: Any) -> list[int]:

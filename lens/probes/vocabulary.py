@@ -17,6 +17,7 @@ from torch import Tensor
 from lens.models.readout import Readout
 
 TILE = 1024
+GROUP = 64  # columns of a tile whose largest logit is remembered
 BUFFER_BYTES = 128 * 2**20
 
 
@@ -58,16 +59,18 @@ def vocabulary_statistics(
             over the logits, so only the first target's is counted.
         top_k: how many of the most probable tokens to keep, at most the tile of 1,024.
 
-    Memory: one float32 buffer of at most 128 MiB, or one position's logits where these are larger,
-    besides the results. Cost: the product `layers · positions · d · vocab`, and some tens of percent.
+    Memory: one buffer in the head's dtype of at most 128 MiB, or one position's logits where these are
+    larger, besides the results. Cost: the product `layers · positions · d · vocab`, and some tens of percent.
     """
     layers, positions, _ = states.shape
-    per_position = layers * readout.vocab_size * 4
+    dtype = readout.head.weight.dtype
+    per_position = layers * readout.vocab_size * dtype.itemsize
     chunks = math.ceil(positions / max(1, BUFFER_BYTES // per_position))
     step = math.ceil(positions / chunks)
     tiles = math.ceil(readout.vocab_size / TILE)
+    buffer = torch.empty((tiles, step * layers, TILE), dtype=dtype, device=readout.head.weight.device)
     # A vocabulary that does not fill its last tile leaves −inf there, which no statistic sees.
-    buffer = torch.full((tiles, step * layers, TILE), -torch.inf, device=states.device)
+    buffer[-1].fill_(-torch.inf)
     parts = [
         _Chunk(readout, states[:, a : a + step], final_logits[a : a + step], targets[a : a + step], top_k, buffer).statistics()
         for a in range(0, positions, step)
@@ -87,13 +90,13 @@ class _Chunk:
         self.final = torch.softmax(final_logits.float(), dim=-1)
         self.targets = targets.to(states.device).repeat_interleave(self.layers, dim=0)
         self.tiles = buffer[:, : self.rows]
+        self.scratch = torch.empty((self.rows, TILE), device=buffer.device)
+        self.plain = readout.head.bias is None and readout.transform.kind == "none"
 
     def statistics(self) -> VocabularyStatistics:
-        largest, total, weighted, cross, peaks = self._accumulate()
-        log_total = largest + total.log()
+        log_total, mean, cross, peaks = self._accumulate()
         top_logit, top_id = self._top(peaks)
         target_logit = self._gather(self.targets)
-        entropy = log_total - weighted / total
         cross_entropy = (log_total - cross).view(self.positions, self.layers)
         # The same sums at the last layer, so that the divergence of the model from itself is exactly 0.
         divergence = cross_entropy - cross_entropy[:, -1:]
@@ -101,61 +104,65 @@ class _Chunk:
             token_id=self._unfold(top_id),
             logprob=self._unfold(top_logit - log_total[:, None]),
             # Both are at least 0; rounding in a sum over the vocabulary can take them just below.
-            entropy=self._unfold(entropy.clamp(min=0)),
+            entropy=self._unfold((log_total - mean).clamp(min=0)),
             kl_to_final=divergence.clamp(min=0).transpose(0, 1),
             target_logprob=self._unfold(target_logit - log_total[:, None]),
             target_rank=self._unfold(1 + self._count_above(target_logit[:, :1])),
         )
 
     def _accumulate(self) -> tuple[Tensor, ...]:
-        """One pass over the vocabulary: online softmax sums, the cross term, and each column's peak over tiles."""
-        device = self.hidden.device
-        largest = torch.full((self.rows,), -torch.inf, device=device)
-        total, weighted = torch.zeros(self.rows, device=device), torch.zeros(self.rows, device=device)
-        cross = torch.zeros((self.positions, self.layers), device=device)
-        peaks = torch.full((self.rows, TILE), -torch.inf, device=device)
-        scratch = torch.empty((self.rows, TILE), device=device)
-        for start, logits in self._products():
-            width = logits.shape[1]
-            torch.maximum(peaks[:, :width], logits, out=peaks[:, :width])
-            former, largest = largest, torch.maximum(largest, logits.amax(-1))
-            shrink = (former - largest).exp_()
-            weights = torch.sub(logits, largest[:, None], out=scratch[:, :width]).exp_()
-            total.mul_(shrink).add_(weights.sum(-1))
-            weighted.mul_(shrink).add_(weights.mul_(logits).sum(-1))
-            # A matrix-vector product would be as fast, but adds 1,024 terms one after the other and loses two digits.
-            shaped = (self.positions, self.layers, width)
-            product = torch.mul(
-                logits.view(shaped), self.final[:, None, start : start + width], out=scratch[:, :width].view(shaped)
-            )
-            cross.add_(product.sum(-1))
-        return largest, total, weighted, cross.flatten(), peaks
+        """One pass over the vocabulary. Every tile leaves what it says about itself; joining them comes last.
 
-    def _products(self):
+        Returns:
+            The logarithm of the sum of exponentials, the mean logit under the row's own distribution and
+            under the final one, each `[row]`, and the peak of every group of columns, `[row, group]`.
+        """
+        log_sums, means, crosses = torch.empty((3, len(self.tiles), self.rows), device=self.hidden.device)
+        peaks = torch.empty((len(self.tiles), self.rows, TILE // GROUP), device=self.hidden.device)
         for index, tile in enumerate(self.tiles):
-            start = index * TILE
-            stop = min(start + TILE, self.readout.vocab_size)
-            logits = tile[:, : stop - start]
-            logits.copy_(self.readout.columns(self.hidden, start, stop))
-            yield start, logits
+            start, stop = index * TILE, min((index + 1) * TILE, self.readout.vocab_size)
+            self._product(start, stop, out=tile[:, : stop - start])
+            values = tile.float()
+            torch.amax(values.view(self.rows, -1, GROUP), dim=-1, out=peaks[index])
+            logits, scratch = values[:, : stop - start], self.scratch[:, : stop - start]
+            weights = torch.softmax(logits, dim=-1, out=scratch)
+            # The largest weight is exp(peak) over the tile's sum.
+            torch.sub(peaks[index].amax(-1), weights.amax(-1).log_(), out=log_sums[index])
+            torch.sum(weights.mul_(logits), dim=-1, out=means[index])
+            # A matrix-vector product would be as fast, but adds 1,024 terms one after the other and loses two digits.
+            shaped = (self.positions, self.layers, stop - start)
+            product = torch.mul(logits.view(shaped), self.final[:, None, start:stop], out=scratch.view(shaped))
+            torch.sum(product.flatten(0, 1), dim=-1, out=crosses[index])
+        mean = (torch.softmax(log_sums, dim=0) * means).sum(0)
+        return torch.logsumexp(log_sums, dim=0), mean, crosses.sum(0), peaks.transpose(0, 1).flatten(1)
+
+    def _product(self, start: int, stop: int, out: Tensor) -> None:
+        """Logits of one stretch of the vocabulary, written into the buffer."""
+        if self.plain:
+            torch.mm(self.hidden, self.readout.head.weight[start:stop].T, out=out)
+        else:
+            out.copy_(self.readout.columns(self.hidden, start, stop))
 
     def _top(self, peaks: Tensor) -> tuple[Tensor, Tensor]:
-        """The k largest logits lie in the k columns of tiles with the highest peaks."""
+        """The k largest logits lie in the k groups with the highest peaks."""
         k = min(self.top_k, self.readout.vocab_size)
-        columns = peaks.topk(k, dim=-1).indices
-        candidates = self.tiles.gather(2, columns.expand(len(self.tiles), -1, -1)).transpose(0, 1)
-        values, places = candidates.flatten(1).topk(k, dim=-1)
-        return values, (places // k) * TILE + columns.gather(1, places % k)
+        groups = peaks.topk(min(k, peaks.shape[1]), dim=-1).indices
+        in_tile = TILE // GROUP
+        split = self.tiles.unflatten(-1, (in_tile, GROUP))
+        rows = torch.arange(self.rows, device=groups.device)[:, None]
+        values, places = split[groups // in_tile, rows, groups % in_tile].flatten(1).topk(k, dim=-1)
+        return values.float(), groups.gather(1, places // GROUP) * GROUP + places % GROUP
 
     def _gather(self, token_ids: Tensor) -> Tensor:
         rows = torch.arange(self.rows, device=token_ids.device)[:, None]
-        return self.tiles[token_ids // TILE, rows, token_ids % TILE]
+        return self.tiles[token_ids // TILE, rows, token_ids % TILE].float()
 
     def _count_above(self, threshold: Tensor) -> Tensor:
-        count = torch.zeros(len(threshold), dtype=torch.int64, device=threshold.device)
+        count = torch.zeros(self.rows, device=threshold.device)
         for tile in self.tiles:
-            count += torch.count_nonzero(tile > threshold, dim=-1)
-        return count
+            # Ones and zeros as floats: comparing into booleans takes four times as long, and float32 counts to 2²⁴.
+            count += torch.gt(tile.float(), threshold, out=self.scratch).sum(-1)
+        return count.long()
 
     def _unfold(self, values: Tensor) -> Tensor:
         return values.view(self.positions, self.layers, *values.shape[1:]).transpose(0, 1)

@@ -1,0 +1,175 @@
+"""Opening models from every kind of source, and every refusal with its own words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, BertLMHeadModel
+
+import lens
+from lens.base.errors import DeviceError, InputError, ModelNotFoundError, UnsupportedModelError
+from tests.models.families import build, word_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "tiny-llama"
+    build("llama").save_pretrained(place)
+    word_tokenizer().save_pretrained(place)
+    return place
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The hub switched off, as transformers and huggingface_hub read it at import."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def test_folder_gives_the_same_logits_as_the_live_module(folder):
+    model = lens.load(folder)
+    live = lens.load(build("llama"), word_tokenizer())
+    assert model.name == "tiny-llama"
+    assert torch.equal(model.run("w1 w2 w3").logits, live.run("w1 w2 w3").logits)
+
+
+def test_same_source_gives_the_same_model_while_it_is_in_use(folder):
+    model = lens.load(folder)
+    assert lens.load(folder) is model
+    assert lens.load(str(folder)) is model
+    assert lens.load(folder, dtype="bfloat16") is not model
+
+
+def test_dtype_is_applied_while_loading(folder):
+    model = lens.load(folder, dtype="bfloat16")
+    assert model.dtype_name == "bfloat16"
+    # A cast after loading would round the rotary frequencies too.
+    assert all(module.inv_freq.dtype == torch.float32 for module in model.anatomy.rotary)
+
+
+def test_device_map_is_passed_on(folder):
+    model = lens.load(folder, device_map={"": "cpu"})
+    assert model.run("w1").residual.device.type == "cpu"
+
+
+def test_named_model_opens_from_the_cache(smollm2):
+    assert smollm2.name == "smollm2-135m"
+    assert lens.load("smollm2-135m", device="cpu") is smollm2
+    assert smollm2.provenance()["model_revision"] == "b179c9523d0e"
+
+
+@pytest.mark.parametrize("wrong", ["smollm2", "smollm-135m", "SmolLM2-135M"])
+def test_unknown_name_lists_near_matches(wrong: str):
+    with pytest.raises(ModelNotFoundError, match=r"Try: lens\.load\('smollm2-135m'\)"):
+        lens.load(wrong)
+
+
+def test_hub_id_goes_through_the_hub_and_says_so_when_it_cannot(offline):
+    with pytest.raises(ModelNotFoundError, match="'nobody/nothing'.*reachable hub id"):
+        lens.load("nobody/nothing")
+
+
+@pytest.mark.parametrize("path", ["./not-here", "/not/here", "not-here.gguf"])
+def test_missing_path_is_no_hub_id(path: str):
+    with pytest.raises(ModelNotFoundError, match="checking the path"):
+        lens.load(path)
+
+
+def test_folder_without_config(tmp_path):
+    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
+        lens.load(tmp_path)
+
+
+def test_folder_without_weights(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelNotFoundError, match="has no weights"):
+        lens.load(folder)
+
+
+def test_pickled_weights_are_refused(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModelError, match="pickled weights"):
+        lens.load(folder)
+
+
+def test_folder_without_tokenizer(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ModelNotFoundError, match="no usable tokenizer"):
+        lens.load(folder)
+    assert lens.load(folder, word_tokenizer()).run("w1").tokens == ("w1",)
+
+
+def test_truncated_weights(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match="cannot be read"):
+        lens.load(folder)
+
+
+def test_code_from_a_folder_is_not_run(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "surprise", "auto_map": {"AutoModelForCausalLM": "code.Model", "AutoConfig": "code.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit('this code was run')")
+    with pytest.raises(UnsupportedModelError, match="without code of its own"):
+        lens.load(folder)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_encoder_in_a_folder(tmp_path):
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = AutoConfig.for_model("bert", vocab_size=128, **shape)
+    BertLMHeadModel(config).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="later token changes earlier logits"):
+        lens.load(tmp_path)
+
+
+def test_nan_in_a_folder(tmp_path):
+    module = build("gpt2")
+    with torch.no_grad():
+        module.transformer.h[2].mlp.c_fc.bias[0] = torch.nan
+    module.save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"transformer\.h\.2\.mlp\.c_fc\.bias has 1 values"):
+        lens.load(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_where_there_is_none(folder):
+    with pytest.raises(DeviceError, match=r"0 CUDA devices.*cuda.*device='cpu'"):
+        lens.load(folder, device="cuda")
+
+
+def test_unknown_device_and_dtype(folder):
+    with pytest.raises(DeviceError, match="'abacus'"):
+        lens.load(folder, device="abacus")
+    with pytest.raises(InputError, match="'float7'"):
+        lens.load(folder, dtype="float7")
+
+
+def test_loading_is_silent(folder, capfd):
+    lens.load(folder)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+
+
+def test_unreadable_gguf(tmp_path):
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(b"GGUF" + bytes(40))
+    with pytest.raises(lens.LensError, match=r"broken\.gguf"):
+        lens.load(file)
+
+
+def test_gguf_file_gives_the_named_model(tmp_path, monkeypatch):
+    from tests.models.test_gguf import write_tiny_gguf
+
+    monkeypatch.setenv("LENS_CACHE", str(tmp_path / "cache"))
+    model = lens.load(write_tiny_gguf(tmp_path / "tiny.gguf"))
+    assert model.name == "tiny"
+    assert model.readout_check.passed

@@ -1,0 +1,85 @@
+"""The `lens` command, run as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+
+import pytest
+
+from lens.cli import main
+from tests.models.families import build, word_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "tiny"
+    build("gemma2").save_pretrained(place)
+    word_tokenizer().save_pretrained(place)
+    return place
+
+
+def test_check_prints_every_proof(folder, capsys):
+    assert main(["check", str(folder), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("blocks model.layers", "softcap 30", "bit-identical", "later tokens", "all finite", "rows sum to 1"):
+        assert words in printed
+
+
+def test_logit_lens_prints_a_table_that_ends_in_the_prompt(folder, capsys):
+    assert main(["logit-lens", str(folder), "w1 w2 w3", "--stride", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["layer", "3", "2", "0"]
+    assert lines[-1].split() == ["w1", "w2", "w3"]
+    assert sum(line.count("*") for line in lines) == 3  # one settled cell per column
+
+
+def test_logit_lens_writes_a_file(folder, tmp_path, capsys):
+    target = tmp_path / "lens.csv"
+    assert main(["logit-lens", str(folder), "w1 w2", "-o", str(target)]) == 0
+    assert capsys.readouterr().out.strip() == str(target)
+    rows = list(csv.DictReader(target.read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 4 * 2 * 5  # layers, positions, ranks
+
+
+def test_wrong_suffix_is_refused_before_a_model_is_opened(tmp_path, capsys):
+    assert main(["logit-lens", "no-such-model-anywhere", "text", "-o", str(tmp_path / "x.docx")]) == 1
+    assert "'.docx'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "smolm2-135m"], "Try: lens.load('smollm2-135m')"),
+        (["pull", "smolm2-135m"], "No model named 'smolm2-135m'"),
+        (["logit-lens", "./nothing-here", "text"], "checking the path"),
+    ],
+)
+def test_a_users_error_is_one_line_without_a_traceback(arguments, message: str, capsys):
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("lens: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_cache_lists_and_clears(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LENS_CACHE", str(tmp_path))
+    (tmp_path / "models" / "something").mkdir(parents=True)
+    (tmp_path / "models" / "something" / "weights").write_bytes(bytes(2_000_000))
+    assert main(["cache"]) == 0
+    assert "2.0 MB  models/something" in capsys.readouterr().out
+    assert main(["cache", "--clear"]) == 0
+    assert "freed 2 MB" in capsys.readouterr().out
+    assert not (tmp_path / "models").exists()
+
+
+def test_pulled_model_is_named_at_once(smollm2_folder, capsys):
+    assert main(["pull", "smollm2-135m"]) == 0
+    assert capsys.readouterr().out.strip() == str(smollm2_folder)
+
+
+def test_installed_command_knows_its_version():
+    script = subprocess.run(["lens", "--version"], capture_output=True, text=True, check=True)
+    assert script.stdout.startswith("lens ")
