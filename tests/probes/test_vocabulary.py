@@ -42,9 +42,10 @@ def by_hand(readout, states, final_logits, targets):
 
 
 @pytest.mark.parametrize("vocab", [50, TILE, TILE + 1, 3 * TILE + 17])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("transform", [LogitTransform(), LogitTransform("softcap", 20.0), LogitTransform("divide", 3.0)])
-def test_equals_the_whole_distribution(vocab: int, transform: LogitTransform):
-    case = make(vocab, transform=transform)
+def test_equals_the_whole_distribution(vocab: int, transform: LogitTransform, bias: bool):
+    case = make(vocab, transform=transform, bias=bias)
     with torch.no_grad():
         found = vocabulary_statistics(*case, TOP)
     expected = by_hand(*case)
