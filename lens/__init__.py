@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from lens.base.errors import LensError as LensError
     from lens.base.provenance import library_versions as versions
     from lens.base.text import visible as visible
+    from lens.collect import collect_moments as collect_moments
+    from lens.corpora import corpus as corpus
     from lens.figures.table import text_table as table
     from lens.models.load import load as load
     from lens.models.model import Model as Model
     from lens.models.run import Run as Run
+    from lens.probes.linearity import linearity as linearity
     from lens.probes.logit_lens import follow_token as follow_token
     from lens.probes.logit_lens import logit_lens as logit_lens
+    from lens.probes.shortcuts import fit_shortcuts as fit_shortcuts
+    from lens.probes.shortcuts import load_shortcuts as load_shortcuts
     from lens.probes.verdict import document_interval as document_interval
     from lens.probes.verdict import verdict as verdict
 
@@ -33,6 +38,11 @@ _PUBLIC = {
     "LensError": "lens.base.errors:LensError",
     "logit_lens": "lens.probes.logit_lens:logit_lens",
     "follow_token": "lens.probes.logit_lens:follow_token",
+    "corpus": "lens.corpora:corpus",
+    "collect_moments": "lens.collect:collect_moments",
+    "fit_shortcuts": "lens.probes.shortcuts:fit_shortcuts",
+    "load_shortcuts": "lens.probes.shortcuts:load_shortcuts",
+    "linearity": "lens.probes.linearity:linearity",
     "document_interval": "lens.probes.verdict:document_interval",
     "verdict": "lens.probes.verdict:verdict",
     "table": "lens.figures.table:text_table",

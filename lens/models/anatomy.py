@@ -90,6 +90,10 @@ def find_anatomy(module: nn.Module, token_ids: torch.Tensor, override: Mapping[s
     unknown = set(override) - set(PARTS)
     if unknown:
         raise AnatomyError(f"The override names {sorted(unknown)}", f"some of {list(PARTS)}", "removing the others")
+    if not all(isinstance(override.get(part, "x"), str) and override.get(part, "x") for part in ("blocks", "head")):
+        raise AnatomyError(f"The override is {override}", "dotted paths for blocks and head", '{"blocks": "model.layers"}')
+    if not isinstance(override.get("tail", []), (list, tuple)):
+        raise AnatomyError(f"The tail is {override['tail']!r}", "a list of dotted paths", '{"tail": ["model.norm"]}')
     calls = _trace(module, token_ids)
     head_path, head = _find_head(module, override.get("head"))
     list_path = override.get("blocks") or _find_blocks(module, calls)
@@ -97,6 +101,10 @@ def find_anatomy(module: nn.Module, token_ids: torch.Tensor, override: Mapping[s
     if not stack:
         raise AnatomyError(f"{list_path} has no children", "the list that holds the transformer blocks", "another path")
     block_paths = [f"{list_path}.{name}" for name, _ in stack]
+    if [call.path for call in calls if call.opened and call.path in set(block_paths)] != block_paths:
+        raise AnatomyError(
+            f"The children of {list_path} do not run one after the other, each once", "the list of blocks", "another path"
+        )
     tail_paths = override.get("tail")
     if tail_paths is None:
         tail_paths = _called_between(calls, block_paths[-1], head_path)
@@ -179,10 +187,12 @@ def _called_between(calls: Sequence[_Call], last_block: str, head: str) -> list[
             "a model whose logits come from its head",
             'anatomy={"head": "path.to.head"}',
         )
+    between = calls[start + 1 : stop]
+    left = {call.path for call in between if not call.opened}  # what is still open encloses the head
     found: list[str] = []
-    for call in calls[start + 1 : stop]:
+    for call in between:
         inside = any(call.path == path or call.path.startswith(path + ".") for path in found)
-        if call.opened and not inside:
+        if call.opened and call.path in left and not inside:
             found.append(call.path)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ def load(
     if isinstance(source, nn.Module):
         return Model(source, tokenizer, anatomy=anatomy, name=str(getattr(source, "name_or_path", "") or ""))
     place, number = _device(device), _dtype(dtype)
-    key = (str(source), revision, str(place), number, repr(device_map), repr(anatomy), id(tokenizer))
+    key = (_identity(str(source)), revision, str(place), number, repr(device_map), repr(anatomy), id(tokenizer))
     known = _OPEN.get(key)
     if known is not None:
         return known
@@ -77,6 +78,15 @@ def load(
     return model
 
 
+def _identity(source: str) -> tuple[Any, ...]:
+    """What tells one source from another: for files, where they lie and when they were written."""
+    path = Path(source).expanduser()
+    if source in NAMED_MODELS or not path.exists():
+        return (source,)
+    files = [path] if path.is_file() else sorted(path.glob("*.json")) + sorted(path.glob("*.safetensors"))
+    return (str(path.resolve()), *((file.name, file.stat().st_mtime_ns) for file in files))
+
+
 def _device(device: str | torch.device | None) -> torch.device:
     available = torch.cuda.is_available()
     try:
@@ -85,6 +95,12 @@ def _device(device: str | torch.device | None) -> torch.device:
         raise DeviceError(f"The device {device!r}", "a device that torch knows, such as cpu or cuda:0", "device='cpu'") from None
     if chosen.type == "cuda" and (not available or (chosen.index or 0) >= torch.cuda.device_count()):
         raise DeviceError(f"{torch.cuda.device_count()} CUDA devices here", f"{chosen}", "device='cpu'")
+    try:
+        torch.ones(1, device=chosen).item()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise DeviceError(
+            f"The device {chosen} does not answer ({_first_line(error)})", "one that computes", "device='cpu'"
+        ) from error
     return chosen
 
 
@@ -97,6 +113,8 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 def _locate(source: str, revision: str | None, progress: Progress) -> tuple[str, str, str]:
     """Where the files are (folder or hub id), how the model is called, and its version if known."""
+    if revision is not None and (source in NAMED_MODELS or Path(source).expanduser().exists()):
+        raise InputError(f"A revision ({revision}) of {source}", "a hub id, the only source with revisions", "leaving it out")
     if source in NAMED_MODELS:
         folder = pull(source, progress=progress)
         return str(folder), source, NAMED_MODELS[source].sha256[:12]
@@ -154,14 +172,40 @@ def _open(place: str, options: dict[str, Any]) -> nn.Module:
         _require_ram(place)
         place = str(Path(place).parent)
     with _quiet_transformers(), _translated(place):
-        return AutoModelForCausalLM.from_pretrained(place, trust_remote_code=False, use_safetensors=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
+        )
+    module, report = loaded
+    _require_all_weights(module, report, place)
+    return module
+
+
+def _require_all_weights(module: nn.Module, report: Mapping[str, Any], place: str) -> None:
+    """Refuse a checkpoint that does not fill the model: the library would draw what is missing at random."""
+    own = {_without_numbers(name) for name, _ in module.named_parameters()}
+    extra = sorted(name for name in report["unexpected_keys"] if _without_numbers(name) in own)
+    for what, names in (("lacks", sorted(report["missing_keys"])), ("holds more than its configuration says:", extra)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UnsupportedModelError(
+                f"{place} {what} {names[0]}{more}", "exactly the weights of its configuration", "saving it again"
+            )
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def _require_ram(path: str) -> None:
     from lens.models.run import require_memory
 
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**63
-    require_memory("Expanding this GGUF file", estimate_gguf_memory(Path(path)), "a smaller model", limit=free)
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return  # elsewhere the system itself says when memory is short
+    available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+    if available is not None:
+        limit = int(available[1]) * 1024
+        require_memory("Expanding this GGUF file", estimate_gguf_memory(Path(path)), "a smaller model", limit=limit)
 
 
 def _open_tokenizer(place: str, revision: str | None) -> Any:
@@ -214,6 +258,9 @@ def _translated(place: str) -> Iterator[None]:
             f"a known name ({', '.join(NAMED_MODELS)}), a reachable hub id, or a folder with config.json and safetensors",
             "checking the spelling and the network, or a local folder",
         ) from error
+    except RuntimeError as error:
+        found = f"The weights in {place} do not fit its configuration ({_first_line(error)})"
+        raise UnsupportedModelError(found, "exactly the weights of its configuration", "saving it again") from error
     except (ValueError, KeyError) as error:
         raise UnsupportedModelError(
             f"{place} is not a causal language model that transformers opens ({_first_line(error)})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lens.base.errors import AnatomyError, InputError, UnsupportedModelError
+from lens.base.errors import AnatomyError, InputError, LensError, UnsupportedModelError
 from lens.base.provenance import library_versions
 from lens.models.anatomy import Anatomy, find_anatomy
 from lens.models.locks import ModelLock, lock_of
@@ -54,16 +55,18 @@ class Model:
         self.name = name or type(module).__name__
         self.revision = revision
         self.lock: ModelLock = lock_of(module)
+        self._fingerprint: tuple[Any, str] | None = None
         _require_causal_language_model(module)
         with self.lock.hold(f"opening {self.name}"), evaluation_mode(module):
             _require_finite_weights(module)
             probe = self._probe_ids()
-            self.anatomy: Anatomy = find_anatomy(module, probe, anatomy)
-            self.readout: Readout = build_readout(module, self.anatomy, probe)
-            _require_causality(module, probe)
-            residual, logits, _ = forward(self.module, self.anatomy, probe[0].tolist())
-            self.d_model: int = residual.shape[-1]
-            self.readout_check: ReadoutCheck = self._prove(residual[-1], logits)
+            with _explained(module):
+                self.anatomy: Anatomy = find_anatomy(module, probe, anatomy)
+                self.readout: Readout = build_readout(module, self.anatomy, probe)
+                _require_causality(module, probe)
+                residual, logits, _ = forward(self.module, self.anatomy, probe[0].tolist())
+                self.d_model: int = residual.shape[-1]
+                self.readout_check: ReadoutCheck = self._prove(residual[-1], logits)
 
     def __repr__(self) -> str:
         shape = f"{self.n_layers} layers, d={self.d_model}, {self.vocab_size} tokens"
@@ -84,7 +87,9 @@ class Model:
     @property
     def context(self) -> int | None:
         """Longest input in tokens, or None where positions are not bounded."""
-        return getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
+        config = self.module.config.get_text_config()
+        names = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
+        return next((getattr(config, name) for name in names if getattr(config, name, None)), None)
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +104,22 @@ class Model:
         """Text of every token id, `vocab_size` entries."""
         return tuple(pieces(self.tokenizer, range(self.vocab_size)))
 
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 over the configuration and over names, shapes and bytes of all weights, as they are now.
+
+        Computed anew only when a weight was written to since.
+        """
+        state = self.module.state_dict()
+        versions = tuple((name, weight.data_ptr(), weight._version) for name, weight in state.items())
+        if self._fingerprint is None or self._fingerprint[0] != versions:
+            digest = hashlib.sha256(self.module.config.to_json_string(use_diff=False).encode())
+            for name, weight in state.items():
+                digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+                digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            self._fingerprint = versions, digest.hexdigest()
+        return self._fingerprint[1]
+
     def provenance(self) -> dict[str, str]:
         """Attributes that say where a result came from: model, revision, dtype, device, versions."""
         return {
@@ -111,7 +132,7 @@ class Model:
 
     # -- what it does -----------------------------------------------------------------------------
 
-    def encode(self, text: str | Sequence[int], prompt: Prompt = "plain") -> list[int]:
+    def encode(self, text: str | Sequence[Any] | Tensor, prompt: Prompt = "plain") -> list[int]:
         """Token ids of a text, or given ids checked against the vocabulary and the context.
 
         Raises:
@@ -124,13 +145,19 @@ class Model:
                 )
             ids = encode(self.tokenizer, text, prompt)
         else:
-            ids = [int(i) for i in text]
+            ids = _whole_numbers(text)
         self._require_valid(ids)
         return ids
 
+    def encode_bare(self, text: str) -> list[int]:
+        """Token ids of a text of any length without special tokens: of a single word, or of a document to be cut."""
+        if self.tokenizer is None:
+            raise InputError(f"{self.name} has no tokenizer", "one to read a text", "a token id")
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
     def run(
         self,
-        text: str | Sequence[int],
+        text: str | Sequence[Any] | Tensor,
         *,
         attention: bool = False,
         logits: bool = True,
@@ -181,18 +208,18 @@ class Model:
             return self.readout(states)
 
     def checks(self) -> dict[str, str]:
-        """Run the self-checks now and say what each found, as `lens check` prints them."""
+        """What the self-checks found, in words, as `lens check` prints them.
+
+        Read-out, causality and weights were proved when the model was opened; hooks and attention are tried now.
+        """
         probe = self._probe_ids()
         with self.lock.hold(f"checking {self.name}"), evaluation_mode(self.module), torch.no_grad():
             bare = self.module(input_ids=probe[:1], use_cache=False).logits[0]
         run = self.run(probe[0].tolist())
-        patterns = self.run(probe[0].tolist(), attention=True).attention
         assert run.logits is not None  # asked for
-        assert patterns is not None
         check = self.readout_check
         transform = self.readout.transform
         hooked = "bit-identical" if torch.equal(bare, run.logits) else f"differ by {(bare - run.logits).abs().max().item():.2g}"
-        rows = (patterns.float().sum(-1) - 1).abs().max().item()
         return {
             "model": repr(self),
             "parts": ", ".join(f"{part} {path}" for part, path in self.anatomy.paths.items()),
@@ -201,8 +228,19 @@ class Model:
             "hooks": f"logits with and without are {hooked}",
             "causality": "later tokens leave earlier logits alone",
             "weights": "all finite",
-            "attention": f"rows sum to 1 within {rows:.2g}, eager kernel",
+            "attention": self._check_attention(probe[0].tolist()),
         }
+
+    def _check_attention(self, ids: list[int]) -> str:
+        try:
+            patterns = self.run(ids, attention=True).attention
+        except UnsupportedModelError as error:
+            return f"none: {error.found[0].lower()}{error.found[1:]}"
+        assert patterns is not None  # asked for
+        off = (patterns.float().sum(-1) - 1).abs().max().item()
+        if off > 2**-7:
+            return f"rows leave up to {off:.2g} to a sink outside the text, eager kernel"
+        return f"rows sum to 1 within {off:.2g}, eager kernel"
 
     # -- proofs -----------------------------------------------------------------------------------
 
@@ -249,6 +287,33 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+def _whole_numbers(ids: Any) -> list[int]:
+    """Token ids from any one-dimensional sequence of whole numbers, tensors included."""
+    values = ids.tolist() if hasattr(ids, "tolist") else ids
+    listed = list(values) if isinstance(values, Sequence) and not isinstance(values, (str, bytes)) else None
+    if listed is None or not all(isinstance(i, int) and not isinstance(i, bool) for i in listed):
+        raise InputError(
+            f"The input is {type(ids).__name__} {ids!r:.60}", "a text, or a flat list of token ids", "model.run([1, 2, 3])"
+        )
+    return listed
+
+
+@contextmanager
+def _explained(module: nn.Module) -> Iterator[None]:
+    """Turn a crash inside a foreign model into one line; our own refusals pass."""
+    try:
+        yield
+    except LensError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+        line = (str(error).strip().splitlines() or [""])[0][:160]
+        raise UnsupportedModelError(
+            f"{type(module).__name__} cannot be run on eight token ids ({type(error).__name__}: {line})",
+            "a causal language model that takes input_ids alone",
+            "another family, or lens.load(..., anatomy={…}) if its parts were mistaken",
+        ) from error
 
 
 def _require_causal_language_model(module: nn.Module) -> None:

@@ -57,7 +57,7 @@ class Readout:
         hidden = states.to(self.head.weight.device)
         for part in self.tail:
             hidden = part(hidden)
-        return hidden
+        return hidden.to(self.head.weight.dtype)  # some families carry a wider stream than their head reads
 
     def __call__(self, states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows vocab"]:
         """Logits `[..., vocab]` of states `[..., d]`."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from lens.base.errors import MemoryEstimateError, UnsupportedModelError
+from lens.base.errors import AnatomyError, MemoryEstimateError, UnsupportedModelError
 from lens.models.anatomy import Anatomy, hooks_on
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """Everything that one forward pass of one text gave. No tensor has a batch axis.
 
@@ -38,7 +38,7 @@ class Run:
 
     model: Model
     text: str | None
-    token_ids: Int64[Tensor, "position"]  # noqa: UP037
+    token_ids: Int64[Tensor, " position"]
     tokens: tuple[str, ...]
     residual: Float[Tensor, "layer position d"]
     logits: Float[Tensor, "position vocab"] | None
@@ -76,19 +76,39 @@ def forward(
         `[block, head, query, key]` or None.
     """
     ids = torch.tensor([list(token_ids)], device=anatomy.embedding.weight.device)
-    states = _Capture(anatomy, len(token_ids), check)
+    states = _Capture(anatomy, ids.shape, check)
     runner = module if logits else module.base_model
     with torch.no_grad(), hooks_on(states.handles), _eager(module, attention):
         output = runner(input_ids=ids, use_cache=False, **({"output_attentions": True} if attention else {}))
     patterns = _stack_attention(module, output, anatomy) if attention else None
-    return states.residual, output.logits[0] if logits else None, patterns
+    return states.residual[:, 0], output.logits[0] if logits else None, patterns
+
+
+def residual_states(
+    module: Any, anatomy: Anatomy, token_ids: Int64[Tensor, "sequence position"], check: Callable[[], None] | None = None
+) -> Float[Tensor, "layer sequence position d"]:
+    """Residual stream of several texts of one length, without the head.
+
+    Args:
+        module: the causal language model, in evaluation mode.
+        anatomy: its parts.
+        token_ids: one text a row.
+        check: called before every block; raising from it stops the pass.
+
+    Memory: `(blocks + 1) · sequences · positions · d` values in the model's dtype.
+    """
+    ids = token_ids.to(anatomy.embedding.weight.device)
+    states = _Capture(anatomy, ids.shape, check)
+    with torch.no_grad(), hooks_on(states.handles):
+        module.base_model(input_ids=ids, use_cache=False)
+    return states.residual
 
 
 class _Capture:
     """Hooks that copy the stream into one preallocated tensor: a later in-place edit cannot reach it."""
 
-    def __init__(self, anatomy: Anatomy, positions: int, check: Callable[[], None] | None):
-        self.positions, self.check = positions, check
+    def __init__(self, anatomy: Anatomy, shape: Sequence[int], check: Callable[[], None] | None):
+        self.shape, self.check = tuple(shape), check
         self.layers = len(anatomy.blocks) + 1
         self.device = anatomy.head.weight.device
         self._residual: Tensor | None = None
@@ -118,11 +138,22 @@ class _Capture:
 
         return hook
 
-    def _keep(self, layer: int, state: Tensor) -> None:
+    def _keep(self, layer: int, state: Any) -> None:
+        shape = tuple(getattr(state, "shape", ()))
+        known = self._residual
+        width = known.shape[-1] if known is not None else next(reversed(shape), None)
+        if shape != (*self.shape, width):
+            raise AnatomyError(
+                f"A block handles states of shape {shape}",
+                f"one residual stream, {(*self.shape, 'd')}",
+                "a family with a single stream, or naming the blocks: anatomy={'blocks': …}",
+            )
+        if self._residual is not None and state.dtype.itemsize > self._residual.dtype.itemsize:
+            self._residual = self._residual.to(state.dtype)  # some families widen their stream inside the stack
         if self._residual is None:
-            shape = (self.layers, self.positions, state.shape[-1])
+            shape = (self.layers, *self.shape, state.shape[-1])
             self._residual = torch.empty(shape, dtype=state.dtype, device=self.device)
-        self._residual[layer].copy_(state[0])
+        self._residual[layer].copy_(state)
 
 
 @contextmanager
@@ -150,10 +181,10 @@ def _set_kernel(module: Any, name: str) -> None:
 
 def _stack_attention(module: nn.Module, output: Any, anatomy: Anatomy) -> Tensor:
     patterns = [a for a in (getattr(output, "attentions", None) or ()) if a is not None]
-    if len(patterns) != len(anatomy.blocks):
+    if len(patterns) != len(anatomy.blocks) or len({a.shape for a in patterns}) != 1:
         raise UnsupportedModelError(
             f"{type(module).__name__} returned {len(patterns)} attention patterns",
-            f"one for each of its {len(anatomy.blocks)} blocks",
+            f"one of the same shape for each of its {len(anatomy.blocks)} blocks",
             "attention=False",
         )
     stacked = torch.stack([a[0].to(patterns[-1].device) for a in patterns])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ class _Result:
     model: Model
     run: Run
     dataset: xr.Dataset
-    settings: dict[str, Any]
 
 
 class LogitLens(Panel):
@@ -70,6 +69,8 @@ class LogitLens(Panel):
     ):
         super().__init__({"model": model, "text": text, "prompt": prompt})
         self._result: _Result | None = None
+        self._shown_text = ""
+        self._models: dict[str, Any] = {name: name for name in NAMED_MODELS}
         self.grid = TokenGrid()
         self._text = widgets.Text(text, placeholder="Type a sentence and press Enter", continuous_update=False)
         self._text.layout = widgets.Layout(flex="1 1 20em", width="auto")
@@ -113,7 +114,7 @@ class LogitLens(Panel):
         top = zip(cell.token.to_numpy(), np.exp(cell.logprob.to_numpy()), strict=True)
         return {
             "model": dataset.attrs["model"],
-            "text": self._result.settings["text"],
+            "text": self._shown_text,
             "tokens": dataset.sizes["position"],
             "colour": self.grid.colour,
             "stride": self.grid.stride,
@@ -146,6 +147,8 @@ class LogitLens(Panel):
         settings = job.settings
         chosen = settings["model"]
         model = chosen if isinstance(chosen, Model) else load(chosen, progress=job.report)
+        if not isinstance(settings["text"], str):
+            raise InputError(f"The text is a {type(settings['text']).__name__}", "a str", "panel.set(text='…')")
         ids = model.encode(settings["text"], settings["prompt"])
         if len(ids) > LONGEST:
             needed = f"at most {LONGEST} in the grid"
@@ -153,7 +156,8 @@ class LogitLens(Panel):
         with job.holding(model.lock, "running for a logit lens"):
             run = model.run(settings["text"], prompt=settings["prompt"], check=job.check_blocks(model.n_layers, "running"))
             job.token.check()
-            return _Result(model, run, logit_lens(run, top_k=min(5, model.vocab_size)), settings)
+            dataset = logit_lens(run, top_k=min(5, model.vocab_size))
+        return _Result(model, replace(run, logits=None), dataset)  # a word is followed through the residual stream alone
 
     def _prepare(self, job: Job, result: _Result | None) -> Mapping[str, Any]:
         view, shown = dict(job.view), result or self._result
@@ -162,6 +166,8 @@ class LogitLens(Panel):
         if "colour" in view:
             chosen_measure(shown.dataset, view["colour"])
         if "stride" in view:
+            if not isinstance(view["stride"], int):
+                raise InputError(f"The layer stride is {view['stride']!r}", "a whole number", "stride=2")
             shown_layers(shown.dataset, view["stride"])
         stride = view.get("stride", self.grid.stride)
         if "selected" in view:
@@ -169,7 +175,7 @@ class LogitLens(Panel):
         elif result is not None:
             view["selected"] = _good_example(shown.dataset, stride)
         wish = view.pop("follow", None)
-        if isinstance(wish, Mapping) and result is not None:
+        if isinstance(wish, Mapping) and (result is not None or not wish):
             wish = None  # chosen in a picture that has been replaced
         if wish is not None:
             with job.holding(shown.model.lock, "following a word"):
@@ -217,15 +223,15 @@ class LogitLens(Panel):
             self.post(follow=change["new"] or None)
 
     def _mirror(self, settings: Mapping[str, Any]) -> None:
+        self._shown_text = settings["text"]
         self._model.options = self._model_options(settings["model"])
         for name, control in self._controls().items():
             if control.value != settings[name]:
                 control.value = settings[name]
 
     def _model_options(self, model: Model | str) -> list[tuple[str, Any]]:
-        options: dict[str, Any] = {name: name for name in NAMED_MODELS}
-        options[self._name(model)] = model
-        return list(options.items())
+        self._models[self._name(model)] = model
+        return list(self._models.items())
 
     @staticmethod
     def _name(model: Model | str) -> str:
@@ -278,6 +284,8 @@ def _trajectory(run: Run, wish: Any, position: int) -> dict[str, Any]:
 
 def _valid_cell(dataset: xr.Dataset, cell: Any) -> list[int]:
     layers, positions = dataset.sizes["layer"], dataset.sizes["position"]
+    if not (isinstance(cell, Sequence) and len(cell) == 2 and all(isinstance(part, int) for part in cell)):
+        raise InputError(f"The cell {cell!r}", "a layer and a position", "selected=(0, 0)")
     layer, position = cell
     if not (-layers <= layer < layers and -positions <= position < positions):
         raise InputError(

@@ -97,6 +97,7 @@ class Panel(widgets.VBox):
         self._failure: BaseException | None = None
         self._worker: threading.Thread | None = None
         self._muted: int | None = None
+        self._closed = False
         self._chip_at_rest = ""
         self.error: str | None = None
         self._error_in_view = False
@@ -148,20 +149,32 @@ class Panel(widgets.VBox):
 
     def post(self, **changes: Any) -> None:
         """Ask the worker for a computation with changed settings, and return at once."""
-        job = self._new_job(changes)
         with self._changed:
+            job = self._new_job(changes)
+            if self._waiting is not None:
+                self._finish(self._waiting)  # overtaken before the worker took it
             self._waiting = job
             if self._worker is None:
                 self._worker = threading.Thread(target=self._serve, name=f"{type(self).__name__} worker", daemon=True)
                 self._worker.start()
             self._changed.notify_all()
 
+    def close(self) -> None:
+        """Take the widget off the page, stop what runs, and let the worker end."""
+        self.cancel()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        super().close()
+
     def _serve(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting is not None)
+                self._changed.wait_for(lambda: self._waiting is not None or self._closed)
                 job, self._waiting = self._waiting, None
-            assert job is not None  # what was waited for
+                if job is None:
+                    self._worker = None
+                    return
             try:
                 self._work(job)
             except BaseException as failure:  # a bug must reach the next summary(), not die with the thread
@@ -199,8 +212,8 @@ class Panel(widgets.VBox):
             job.token.check()
             result = self._compute(job) if fresh else None
             view = self._prepare(job, result)
-            job.token.check()
             with self._showing:
+                job.token.check()  # it may have been overtaken while another picture was shown
                 if not fresh and self._shown_settings is None:
                     self._unshown_view = job.view
                     return

@@ -16,16 +16,19 @@ from lens.base.text import storable
 from lens.models.model import Model
 from lens.models.run import Run
 from lens.probes.dataset import prompt_coordinates, provenance, texts, variable
+from lens.probes.shortcuts import Shortcuts
 from lens.probes.vocabulary import TILE, vocabulary_statistics
 
 SOURCE = "nostalgebraist 2020, interpreting GPT: the logit lens; final norm as in arXiv 2303.08112, section 2"
 
 
-def logit_lens(run: Run, *, top_k: int = 5) -> xr.Dataset:
+def logit_lens(run: Run, shortcuts: Shortcuts | None = None, *, top_k: int = 5) -> xr.Dataset:
     """Read every residual state of a run as a next-token distribution, exactly over the vocabulary.
 
     Args:
         run: one forward pass, from `model.run`.
+        shortcuts: maps that carry every state to the last layer before it is read (the shortcut lens);
+            without them states are read as they are (the plain lens).
         top_k: tokens kept per cell, 1 to 1,024.
 
     Returns:
@@ -43,20 +46,21 @@ def logit_lens(run: Run, *, top_k: int = 5) -> xr.Dataset:
     Memory: a buffer of at most 128 MiB (or one position's logits), and about `60 + 12 · top_k` bytes a cell.
 
     Raises:
-        InputError: `top_k` out of range.
+        InputError: `top_k` out of range, or shortcuts of another model.
     """
+    if shortcuts is not None:
+        shortcuts.require_model(run.model)
     readout = run.model.readout
     if not 1 <= top_k <= min(TILE, readout.vocab_size):
         raise InputError(f"top_k is {top_k}", f"1 to {min(TILE, readout.vocab_size)}", "top_k=5")
     with torch.no_grad(), run.model.lock.hold("reading the logit lens"):
-        final_logits = run.logits if run.logits is not None else readout(run.residual[-1])
-        answer = final_logits.argmax(-1)
-        following = torch.roll(run.token_ids, -1).to(answer.device)  # its last entry is meaningless and masked below
-        found = vocabulary_statistics(readout, run.residual, final_logits, torch.stack([following, answer], dim=-1), top_k)
+        states = run.residual if shortcuts is None else shortcuts.to_final(run.residual)
+        following = torch.roll(run.token_ids, -1)  # its last entry is meaningless and masked below
+        found = vocabulary_statistics(readout, states, following, top_k, run.logits)
     token_id = found.token_id.cpu().numpy()
     vocabulary = np.array(run.model.vocabulary, dtype=object)
     cell, last = ("layer", "position"), len(run) - 1
-    next_rank, next_surprisal = found.target_rank.float(), -found.target_logprob[..., 0]
+    next_rank, next_surprisal = found.target_rank.float(), -found.target_logprob
     next_rank[:, last] = next_surprisal[:, last] = torch.nan
     first = token_id[..., 0]
     return xr.Dataset(
@@ -68,16 +72,20 @@ def logit_lens(run: Run, *, top_k: int = 5) -> xr.Dataset:
             "kl_to_final": variable(cell, found.kl_to_final, "KL(final‖layer)", "nats"),
             "next_rank": variable(cell, next_rank, "rank of the token that follows"),
             "next_surprisal": variable(cell, next_surprisal, "surprisal of the token that follows", "nats"),
-            "final_logprob": variable(cell, found.target_logprob[..., 1], "log-probability of the model's final answer", "nats"),
+            "final_logprob": variable(cell, found.answer_logprob, "log-probability of the model's final answer", "nats"),
             "settled_layer": variable(("position",), settled_layer(first), "first layer from which the answer stays"),
             "first_correct_layer": variable(
                 ("position",),
-                first_correct_layer(first, following.cpu().numpy()),
+                first_correct_layer(first, following.numpy()),
                 "first layer whose answer is the token that follows",
             ),
         },
         coords={"rank": variable(("rank",), np.arange(1, top_k + 1), "rank by probability"), **prompt_coordinates(run)},
-        attrs=provenance(run, SOURCE, {"probe": "logit_lens", "vocabulary": readout.vocab_size}),
+        attrs=provenance(
+            run,
+            SOURCE,
+            {"probe": "logit_lens", "lens": "plain" if shortcuts is None else "shortcut", "vocabulary": readout.vocab_size},
+        ),
     )
 
 
@@ -113,15 +121,14 @@ def follow_token(run: Run, token: str | int, position: int | None = None) -> xr.
     token_id = _single_token(run.model, token)
     chosen = _positions(run, position)
     with torch.no_grad(), run.model.lock.hold("following a token"):
-        final_logits = run.model.readout(run.residual[-1, chosen])
-        targets = torch.full((len(chosen), 1), token_id)
-        found = vocabulary_statistics(run.model.readout, run.residual[:, chosen], final_logits, targets, 1)
+        targets = torch.full((len(chosen),), token_id)
+        found = vocabulary_statistics(run.model.readout, run.residual[:, chosen], targets, 1)
     cell = ("layer", "position")
     text = storable(run.model.vocabulary[token_id])
     coordinates = dict(xr.Dataset(coords=prompt_coordinates(run)).isel(position=chosen).coords)
     return xr.Dataset(
         {
-            "logprob": variable(cell, found.target_logprob[..., 0], "log-probability of the token", "nats"),
+            "logprob": variable(cell, found.target_logprob, "log-probability of the token", "nats"),
             "rank": variable(cell, found.target_rank, "rank of the token"),
         },
         coords=coordinates,
@@ -130,7 +137,7 @@ def follow_token(run: Run, token: str | int, position: int | None = None) -> xr.
 
 
 def _single_token(model: Model, token: str | int) -> int:
-    ids = model.encode(token) if isinstance(token, str) else [token]
+    ids = model.encode_bare(token) if isinstance(token, str) else [token]
     if len(ids) != 1:
         shown = " | ".join(model.vocabulary[i] for i in ids)
         raise InputError(

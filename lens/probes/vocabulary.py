@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lens.base.errors import UnsupportedModelError
 from lens.models.readout import Readout
 
 TILE = 1024
@@ -30,37 +31,42 @@ class VocabularyStatistics:
         logprob: `[layer, position, rank]`, of those tokens.
         entropy: `[layer, position]`, nats.
         kl_to_final: `[layer, position]`, KL(final‖layer), nats.
-        target_logprob: `[layer, position, target]`, of the tokens asked for.
-        target_rank: `[layer, position]` int64, of the first target; 1 is the most probable.
+        answer_logprob: `[layer, position]`, of the token that the model itself puts first.
+        target_logprob: `[layer, position]`, of the tokens asked for.
+        target_rank: `[layer, position]` int64, of the same; 1 is the most probable, ties share the best rank.
     """
 
     token_id: Int64[Tensor, "layer position rank"]
     logprob: Float[Tensor, "layer position rank"]
     entropy: Float[Tensor, "layer position"]
     kl_to_final: Float[Tensor, "layer position"]
-    target_logprob: Float[Tensor, "layer position target"]
+    answer_logprob: Float[Tensor, "layer position"]
+    target_logprob: Float[Tensor, "layer position"]
     target_rank: Int64[Tensor, "layer position"]
 
 
 def vocabulary_statistics(
     readout: Readout,
     states: Float[Tensor, "layer position d"],
-    final_logits: Float[Tensor, "position vocab"],
-    targets: Int64[Tensor, "position target"],
+    targets: Int64[Tensor, " position"],
     top_k: int,
+    final_logits: Float[Tensor, "position vocab"] | None = None,
 ) -> VocabularyStatistics:
     """Read states through the final norm and head, exactly over the full vocabulary.
 
     Args:
         readout: the model's read-out.
         states: residual states, the last layer's last.
-        final_logits: what the model itself says, for the divergence.
-        targets: token ids whose probability is wanted, per position; counting the rank takes a pass
-            over the logits, so only the first target's is counted.
-        top_k: how many of the most probable tokens to keep, at most the tile of 1,024.
+        targets: the token id whose probability and rank are wanted, per position.
+        top_k: how many of the most probable tokens to keep, at most the tile of 1,024; of equal logits
+            any may come first.
+        final_logits: what the model itself says, if it is at hand; otherwise the last layer is read once more.
 
     Memory: one buffer in the head's dtype of at most 128 MiB, or one position's logits where these are
     larger, besides the results. Cost: the product `layers · positions · d · vocab`, and some tens of percent.
+
+    Raises:
+        UnsupportedModelError: states whose logits are not finite.
     """
     layers, positions, _ = states.shape
     dtype = readout.head.weight.dtype
@@ -72,7 +78,14 @@ def vocabulary_statistics(
     # A vocabulary that does not fill its last tile leaves −inf there, which no statistic sees.
     buffer[-1].fill_(-torch.inf)
     parts = [
-        _Chunk(readout, states[:, a : a + step], final_logits[a : a + step], targets[a : a + step], top_k, buffer).statistics()
+        _Chunk(
+            readout,
+            states[:, a : a + step],
+            readout(states[-1, a : a + step]) if final_logits is None else final_logits[a : a + step],
+            targets[a : a + step],
+            top_k,
+            buffer,
+        ).statistics()
         for a in range(0, positions, step)
     ]
     joined = (torch.cat([getattr(part, name) for part in parts], dim=1) for name in VocabularyStatistics.__dataclass_fields__)
@@ -88,27 +101,38 @@ class _Chunk:
         self.readout, self.top_k = readout, top_k
         self.hidden = readout.normalise(states.transpose(0, 1).reshape(self.rows, -1))
         self.final = torch.softmax(final_logits.float(), dim=-1)
-        self.targets = targets.to(states.device).repeat_interleave(self.layers, dim=0)
+        asked = torch.stack([targets.to(final_logits.device), final_logits.argmax(-1)], dim=-1)
+        self.targets = asked.repeat_interleave(self.layers, dim=0)
         self.tiles = buffer[:, : self.rows]
         self.scratch = torch.empty((self.rows, TILE), device=buffer.device)
         self.plain = readout.head.bias is None and readout.transform.kind == "none"
 
     def statistics(self) -> VocabularyStatistics:
         log_total, mean, cross, peaks = self._accumulate()
+        self._require_finite(log_total)
         top_logit, top_id = self._top(peaks)
         target_logit = self._gather(self.targets)
         cross_entropy = (log_total - cross).view(self.positions, self.layers)
-        # The same sums at the last layer, so that the divergence of the model from itself is exactly 0.
+        # The last layer's cross entropy is the final distribution's entropy, by the very same sums.
         divergence = cross_entropy - cross_entropy[:, -1:]
+        logprob = target_logit - log_total[:, None]
         return VocabularyStatistics(
             token_id=self._unfold(top_id),
             logprob=self._unfold(top_logit - log_total[:, None]),
             # Both are at least 0; rounding in a sum over the vocabulary can take them just below.
             entropy=self._unfold((log_total - mean).clamp(min=0)),
             kl_to_final=divergence.clamp(min=0).transpose(0, 1),
-            target_logprob=self._unfold(target_logit - log_total[:, None]),
+            answer_logprob=self._unfold(logprob[:, 1]),
+            target_logprob=self._unfold(logprob[:, 0]),
             target_rank=self._unfold(1 + self._count_above(target_logit[:, :1])),
         )
+
+    def _require_finite(self, log_total: Tensor) -> None:
+        if not torch.isfinite(log_total).all():
+            layer = int((~torch.isfinite(log_total)).view(self.positions, self.layers).any(0).nonzero()[0])
+            raise UnsupportedModelError(
+                f"Layer {layer} gives logits that are not finite", "finite activations", "dtype='float32' or 'bfloat16'"
+            )
 
     def _accumulate(self) -> tuple[Tensor, ...]:
         """One pass over the vocabulary. Every tile leaves what it says about itself; joining them comes last.

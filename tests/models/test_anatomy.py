@@ -123,6 +123,65 @@ def test_training_mode_is_left_for_the_run_and_given_back():
     assert not module.transformer.h[0].training
 
 
+SSM = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8}
+BERT = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "is_decoder": True,
+}
+
+
+def from_config(kind: str, **options):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options)).eval()
+
+
+def test_model_without_attention_is_read_and_checked_without_it():
+    model = Model(from_config("mamba", **SSM))
+    run = model.run(IDS)
+    assert (model.unembed(run.residual[-1]) - run.logits).abs().max() <= 1e-5 * run.logits.abs().max()
+    assert model.checks()["attention"].startswith("none: ")
+    with pytest.raises(UnsupportedModelError, match="0 attention patterns"):
+        model.run(IDS, attention=True)
+
+
+def test_stream_that_widens_inside_the_stack_keeps_its_precision():
+    model = Model(from_config("mamba", **SSM, residual_in_fp32=True).to(torch.bfloat16))
+    assert model.run(IDS).residual.dtype == torch.float32
+
+
+def test_head_with_layers_of_its_own_is_read_through_them():
+    """BERT as a decoder transforms the last state inside a module that also holds the head."""
+    model = Model(from_config("bert", **BERT))
+    assert model.readout_check.passed
+    assert model.anatomy.paths["tail"] == ["cls.predictions.transform"]
+
+
+def test_attention_to_a_sink_is_said():
+    options = {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "tie_word_embeddings": False}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    model = Model(from_config("gpt_oss", vocab_size=128, pad_token_id=0, eos_token_id=2, **shape, **options))
+    assert "to a sink outside the text" in model.checks()["attention"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [{"blocks": "model"}, {"blocks": "model.layers.1"}, {"blocks": ""}, {"blocks": ["model.layers"]}, {"tail": "model.norm"}],
+)
+def test_override_of_the_wrong_kind_is_one_line(override):
+    with pytest.raises(AnatomyError):
+        Model(build("llama"), anatomy=override)
+
+
 class Renamed(nn.Module):
     """A wrapper whose blocks are no list: nothing that the search would find."""
 

@@ -173,3 +173,62 @@ def test_gguf_file_gives_the_named_model(tmp_path, monkeypatch):
     model = lens.load(write_tiny_gguf(tmp_path / "tiny.gguf"))
     assert model.name == "tiny"
     assert model.readout_check.passed
+
+
+def drop(folder, *names: str) -> None:
+    """Take tensors out of a saved model."""
+    from safetensors.torch import load_file, save_file
+
+    kept = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if name not in names}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_missing_tensor_is_refused_and_not_drawn_at_random(folder, name: str):
+    drop(folder, name)
+    with pytest.raises(UnsupportedModelError, match=name.replace(".", r"\.")):
+        lens.load(folder)
+
+
+@pytest.mark.parametrize(("layers", "words"), [(5, r"lacks model\.layers\.3"), (2, r"holds more than .* model\.layers\.2")])
+def test_depth_that_the_weights_do_not_have_is_refused(folder, layers: int, words: str):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    with pytest.raises(UnsupportedModelError, match=words):
+        lens.load(folder)
+
+
+def test_tensor_of_another_shape_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(UnsupportedModelError, match="do not fit its configuration"):
+        lens.load(folder)
+
+
+def test_folder_that_was_saved_again_is_opened_again(folder):
+    first = lens.load(folder)
+    build("llama", seed=3).save_pretrained(folder)
+    second = lens.load(folder)
+    assert second is not first
+    assert not torch.equal(second.run("w1 w2").logits, first.run("w1 w2").logits)
+
+
+def test_relative_paths_mean_what_they_mean_now(tmp_path, monkeypatch):
+    models = []
+    for number in (1, 2):
+        place = tmp_path / str(number)
+        build("llama", seed=number).save_pretrained(place / "model")
+        word_tokenizer().save_pretrained(place / "model")
+        monkeypatch.chdir(place)
+        models.append(lens.load("./model"))
+    assert models[0] is not models[1]
+
+
+def test_revision_of_what_has_none_is_refused(folder):
+    with pytest.raises(InputError, match="revision"):
+        lens.load(folder, revision="main")
+
+
+def test_device_that_does_not_compute_is_refused(folder):
+    with pytest.raises(DeviceError, match="does not answer"):
+        lens.load(folder, device="meta")

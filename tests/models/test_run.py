@@ -36,6 +36,10 @@ def test_token_ids_are_used_as_they_are(tiny):
     assert run.text is None
 
 
+def test_a_tensor_of_ids_is_as_good_as_a_list(tiny):
+    assert tiny.run(torch.tensor([1, 5, 9])).token_ids.tolist() == [1, 5, 9]
+
+
 def test_without_logits_the_residual_stream_is_the_same(tiny):
     bare = tiny.run(TEXT, logits=False)
     assert bare.logits is None
@@ -94,6 +98,12 @@ def test_chat_template_wraps_the_text(smollm2):
         ([3, 128], "Token id 128 is not in the vocabulary.*0 to 127"),
         ([-1], "Token id -1"),
         ([5] * 65, "65 tokens.*at most 64"),
+        ([1.5, 2], "flat list of token ids"),
+        ([True, False], "flat list of token ids"),
+        ([[3, 4]], "flat list of token ids"),
+        (["a"], "flat list of token ids"),
+        (torch.tensor([[3, 4]]), "flat list of token ids"),
+        (b"w1", "flat list of token ids"),
     ],
 )
 def test_unusable_input_is_refused_with_its_own_words(tiny, text, message: str):

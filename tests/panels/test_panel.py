@@ -351,3 +351,69 @@ def test_two_panels_over_one_model_run_one_after_the_other(panel, tiny, gate):
     second.result()
     assert gate.blocks_run == [0, 1, 2, 0, 1, 2]
     assert (panel.summary()["text"], other.summary()["text"]) == ("w5", "w6")
+
+
+# -- what is left over ----------------------------------------------------------------------------
+
+
+def test_a_request_overtaken_in_the_queue_leaves_nothing_behind(panel, tiny):
+    with tiny.lock.hold("an experiment"):
+        panel.post(text="w5 w6 w7 w8 w9")
+        until(lambda: panel._waiting is None)
+        panel.post(follow={"position": 4, "token_id": 9})
+        panel.post(text="w7 w8")
+    panel.wait()
+    until(lambda: panel._live == [])
+    panel.set(colour="entropy")
+    assert panel.summary()["error"] is None
+    assert panel.grid.colour == "entropy"
+    assert panel.grid.trajectory == {}
+
+
+def test_a_picture_that_was_overtaken_before_it_was_shown_is_not_shown(panel, monkeypatch):
+    """The worker has computed and stands before the picture; a cell asks for another one."""
+    shown, reached, leave = [], threading.Event(), threading.Event()
+    prepare = panel._prepare
+
+    def slow(job, result):
+        view = prepare(job, result)
+        if job.settings["text"] == "w5 w6":
+            reached.set()
+            assert leave.wait(PATIENCE)
+        return view
+
+    monkeypatch.setattr(panel, "_prepare", slow)
+    panel.grid.observe(lambda change: shown.append(change["new"]["input"]), "spec")
+    panel.post(text="w5 w6")
+    assert reached.wait(PATIENCE)
+    panel.set(text="w7")
+    leave.set()
+    until(lambda: panel._live == [])
+    assert shown == [["w7"]]
+    assert panel.summary()["text"] == "w7"
+
+
+def test_a_closed_panel_ends_its_worker(tiny):
+    panel = LogitLens(tiny, "w1 w2")
+    panel.post(text="w3")
+    panel.wait()
+    worker = panel._worker
+    panel.close()
+    worker.join(PATIENCE)
+    assert not worker.is_alive()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"selected": 5}, {"selected": (1,)}, {"stride": "a"}, {"stride": 1.5}, {"text": 5}, {"follow": {}}]
+)
+def test_a_setting_of_the_wrong_kind_is_one_line_or_nothing(panel, changes):
+    before = panel.dataset
+    panel.set(**changes)
+    assert panel.dataset is before
+    assert changes == {"follow": {}} or panel.summary()["error"] is not None
+
+
+def test_models_that_were_shown_stay_in_the_picker(panel, controls, tiny):
+    other = lens.load(build("gpt2", seed=1), tiny.tokenizer)
+    panel.set(model=other)
+    assert {tiny, other} <= set(dict(controls.model.options).values())

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import lens.probes.vocabulary as vocabulary
+from lens.base.errors import UnsupportedModelError
 from lens.models.readout import LogitTransform, Readout
 from lens.probes.vocabulary import TILE, vocabulary_statistics
 
@@ -19,18 +20,16 @@ def make(vocab: int, *, bias: bool = True, transform: LogitTransform | None = No
         head.weight.normal_(std=scale / WIDTH**0.5)
     readout = Readout((nn.RMSNorm(WIDTH, dtype=dtype),), head, transform or LogitTransform())
     states = torch.randn(LAYERS, POSITIONS, WIDTH, dtype=dtype)
-    targets = torch.randint(vocab, (POSITIONS, 2))
-    with torch.no_grad():
-        return readout, states, readout(states[-1]), targets
+    return readout, states, torch.randint(vocab, (POSITIONS,))
 
 
-def by_hand(readout, states, final_logits, targets):
+def by_hand(readout, states, targets):
     """The same from whole distributions in float64."""
     with torch.no_grad():
         logits = readout(states).double()
     logprob = logits.log_softmax(-1)
-    final = final_logits.double().log_softmax(-1)
-    wanted = targets[None].expand(LAYERS, -1, -1)
+    final = logprob[-1]
+    wanted = torch.stack([targets, logits[-1].argmax(-1)], dim=-1)[None].expand(LAYERS, -1, -1)
     chosen = logits.gather(-1, wanted)
     return {
         "top": logprob.topk(TOP),
@@ -53,7 +52,8 @@ def test_equals_the_whole_distribution(vocab: int, transform: LogitTransform, bi
     assert torch.allclose(found.logprob.double(), expected["top"].values, atol=2e-5)
     assert torch.allclose(found.entropy.double(), expected["entropy"], atol=2e-5)
     assert torch.allclose(found.kl_to_final.double(), expected["kl"], atol=5e-5)
-    assert torch.allclose(found.target_logprob.double(), expected["target_logprob"], atol=2e-5)
+    assert torch.allclose(found.target_logprob.double(), expected["target_logprob"][..., 0], atol=2e-5)
+    assert torch.allclose(found.answer_logprob.double(), expected["target_logprob"][..., 1], atol=2e-5)
     assert torch.equal(found.target_rank, expected["target_rank"])
 
 
@@ -66,26 +66,38 @@ def test_chunking_changes_nothing(monkeypatch, positions_at_once: int):
         parts = vocabulary_statistics(*case, TOP)
     assert torch.equal(whole.token_id, parts.token_id)
     assert torch.equal(whole.target_rank, parts.target_rank)
-    for name in ("logprob", "entropy", "kl_to_final", "target_logprob"):
+    for name in ("logprob", "entropy", "kl_to_final", "target_logprob", "answer_logprob"):
         assert torch.allclose(getattr(whole, name), getattr(parts, name), atol=1e-6 * 60)
 
 
-def test_divergence_of_the_last_layer_from_itself_is_exactly_zero():
+def test_given_logits_are_the_distribution_that_layers_are_compared_with():
+    """Of another temperature, they are no longer what the last layer says."""
+    readout, states, targets = make(3000)
     with torch.no_grad():
-        found = vocabulary_statistics(*make(3000), TOP)
-    assert (found.kl_to_final[-1] == 0).all()
-    assert (found.kl_to_final[:-1] > 0).all()
+        logits = readout(states).double()
+        final = (logits[-1] / 2).float()
+        found = vocabulary_statistics(readout, states, targets, TOP, final)
+    p = final.double().log_softmax(-1)
+    cross = -(p.exp() * logits.log_softmax(-1)).sum(-1)
+    assert torch.allclose(found.kl_to_final.double(), (cross - cross[-1]).clamp(min=0), atol=1e-4)
+
+
+def test_states_without_finite_logits_are_refused_by_layer():
+    readout, states, targets = make(300)
+    states[2, 3] = torch.inf
+    with torch.no_grad(), pytest.raises(UnsupportedModelError, match="Layer 2 gives logits that are not finite"):
+        vocabulary_statistics(readout, states, targets, TOP)
 
 
 def test_very_sure_and_very_unsure_cells_are_exact():
     """One token certain: entropy 0. All logits equal: entropy ln V, every rank 1."""
-    readout, states, _, targets = make(2000, bias=True)
+    readout, states, targets = make(2000, bias=True)
     with torch.no_grad():
         readout.head.weight.zero_()
         readout.head.bias.zero_()
-        flat = vocabulary_statistics(readout, states, readout(states[-1]), targets, 1)
+        flat = vocabulary_statistics(readout, states, targets, 1)
         readout.head.bias[1234] = 500
-        sharp = vocabulary_statistics(readout, states, readout(states[-1]), targets, 1)
+        sharp = vocabulary_statistics(readout, states, targets, 1)
     assert torch.allclose(flat.entropy, torch.tensor(2000.0).log(), atol=1e-5)
     assert (flat.target_rank == 1).all()
     assert (sharp.entropy == 0).all()
@@ -94,14 +106,14 @@ def test_very_sure_and_very_unsure_cells_are_exact():
 
 
 def test_logits_that_rise_tile_by_tile_do_not_overflow():
-    readout, states, _, targets = make(3 * TILE)
+    readout, states, targets = make(3 * TILE)
     with torch.no_grad():
         readout.head.weight.zero_()
         readout.head.bias.copy_(torch.linspace(-300, 300, 3 * TILE))
-        found = vocabulary_statistics(readout, states, readout(states[-1]), targets, 2)
+        found = vocabulary_statistics(readout, states, targets, 2)
     assert found.entropy.isfinite().all()
     assert (found.token_id[..., 0] == 3 * TILE - 1).all()
-    assert torch.equal(found.target_rank, (3 * TILE - targets[:, 0]).expand(LAYERS, -1))
+    assert torch.equal(found.target_rank, (3 * TILE - targets).expand(LAYERS, -1))
 
 
 def test_bfloat16_counts_ranks_over_the_numbers_it_shows():
@@ -111,5 +123,5 @@ def test_bfloat16_counts_ranks_over_the_numbers_it_shows():
         logits = case[0](case[1]).float()
     best = logits.gather(-1, found.token_id)
     assert torch.equal(best[..., 0], logits.amax(-1))
-    chosen = logits.gather(-1, case[3][None].expand(LAYERS, -1, -1))
+    chosen = logits.gather(-1, case[2][None, :, None].expand(LAYERS, -1, -1))
     assert torch.equal(found.target_rank, 1 + (logits > chosen[..., :1]).sum(-1))

@@ -1,0 +1,255 @@
+"""Linear shortcuts: one matrix in the place of many blocks, fitted in closed form from moments.
+
+Source: Din, Karidi, Choshen and Geva, "Jump to Conclusions: Short-Cutting Transformers With Linear
+Transformations" (arXiv 2303.09435), section 3; with centring and ridge, which the paper does not use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from lens.base.errors import InputError
+from lens.base.files import atomic_file
+from lens.base.provenance import library_versions
+from lens.models.model import Model
+from lens.moments import Moments, Pair
+from lens.probes.dataset import variable
+
+SOURCE = "arXiv 2303.09435, section 3 (maps) and 4.1 (R², averaged over coordinates)"
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """`y ≈ (x − mean_from) · matrix + mean_to`, row vectors."""
+
+    matrix: Float[Tensor, "d d"]
+    mean_from: Float[Tensor, " d"]
+    mean_to: Float[Tensor, " d"]
+
+    def __call__(self, states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """Mapped states, in the dtype and on the device of the given ones."""
+        matrix, before, after = (part.to(states.device, torch.float32) for part in (self.matrix, self.mean_from, self.mean_to))
+        return ((states.float() - before) @ matrix + after).to(states.dtype)
+
+
+def solve_ridge(within: Float[Tensor, "d d"], across: Float[Tensor, "d e"], ridge: float) -> Float[Tensor, "d e"]:
+    """`(Sxx + λI)⁻¹ Sxy` with `λ = ridge · tr(Sxx)/d`, in float64 by Cholesky.
+
+    Where that fails (a singular Sxx and hardly any ridge), directions with less than 1e-10 of the
+    largest variance are left out: there the map is not determined by the data.
+    """
+    penalty = ridge * within.trace() / within.shape[0]
+    regular = within + penalty * torch.eye(within.shape[0], dtype=within.dtype, device=within.device)
+    factor, info = torch.linalg.cholesky_ex(regular)
+    if info.item() == 0:
+        return torch.cholesky_solve(across, factor)
+    values, vectors = torch.linalg.eigh(regular)
+    kept = values > 1e-10 * values[-1]
+    basis = vectors[:, kept]
+    return basis @ ((basis.T @ across) / values[kept, None])
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Maps between residual states of one model.
+
+    Attributes:
+        maps: pair (from_layer, to_layer) to its map.
+        ridge: pair to the ridge it was fitted with, as a share of the mean variance.
+        source: what they were fitted on (model, corpus, tokens, …).
+    """
+
+    maps: Mapping[Pair, AffineMap]
+    ridge: Mapping[Pair, float]
+    source: Mapping[str, Any]
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        return tuple(sorted(self.maps))
+
+    def require_model(self, model: Model) -> None:
+        """Refuse another model than the one they were fitted on.
+
+        Raises:
+            InputError: with both fingerprints.
+        """
+        fitted = self.source.get("model_fingerprint")
+        if fitted != model.fingerprint:
+            found = f"These shortcuts were fitted on {self.source.get('model')} ({str(fitted)[:12]}…)"
+            raise InputError(found, f"{model.name} ({model.fingerprint[:12]}…)", "lens.fit_shortcuts on moments of this model")
+
+    def to_final(self, states: Float[Tensor, "layer position d"]) -> Float[Tensor, "layer position d"]:
+        """All residual states carried to the last layer; the last one is left as it is.
+
+        Raises:
+            InputError: a layer without a map to the last one.
+        """
+        last = states.shape[0] - 1
+        missing = [layer for layer in range(last) if (layer, last) not in self.maps]
+        if missing:
+            raise InputError(f"No map from layers {missing} to {last}", "one from every layer", "pairs='to_final' or 'both'")
+        return torch.stack([self.maps[layer, last](states[layer]) for layer in range(last)] + [states[last]])
+
+    def score(self, moments: Moments) -> xr.Dataset:
+        """R² of every map on moments that the fit has not seen.
+
+        Returns:
+            Dataset over `pair` (coordinates `from_layer`, `to_layer`) with `r2_pooled` (energy weighted),
+            `r2_uniform` (mean over coordinates, as the paper plots), the same for the identity
+            (`identity_r2_pooled`), and `null_r2`, the expected held-out R² of a map fitted on as many
+            independent Gaussian tokens. Pure numbers, at most 1.
+
+        Raises:
+            InputError: moments without one of the pairs.
+        """
+        rows = [_score_pair(self.maps[pair], moments, pair) for pair in self.pairs]
+        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        trained = int(self.source["count"])
+        columns["null_r2"] = np.full(len(rows), held_out_null(trained, moments.width))
+        names = {
+            "r2_pooled": "R² of the map, pooled over coordinates",
+            "r2_uniform": "R² of the map, mean over coordinates",
+            "identity_r2_pooled": "R² of the unchanged state, pooled over coordinates",
+            "null_r2": "expected R² of a map between independent Gaussian states",
+        }
+        attrs = {"source": SOURCE, "probe": "shortcuts", "tokens_fitted": trained, "tokens_scored": moments.count}
+        return xr.Dataset(
+            {name: variable(("pair",), columns[name], label) for name, label in names.items()},
+            coords={
+                "from_layer": variable(("pair",), np.array([i for i, _ in self.pairs]), "layer that the map starts from"),
+                "to_layer": variable(("pair",), np.array([j for _, j in self.pairs]), "layer that the map leads to"),
+            },
+            attrs={**attrs, **{f"fitted_{k}": v for k, v in self.source.items()}, **library_versions()},
+        )
+
+    def save(self, path: Path | str) -> Path:
+        """Write the maps as safetensors, provenance included; atomically."""
+        from safetensors.torch import save_file
+
+        tensors = {}
+        for (i, j), found in self.maps.items():
+            parts = {"matrix": found.matrix, "mean_from": found.mean_from, "mean_to": found.mean_to}
+            tensors |= {f"{i}.{j}.{name}": part.float().cpu().contiguous() for name, part in parts.items()}
+        facts = {"format": _FORMAT, "source": dict(self.source), "ridge": {f"{i}.{j}": r for (i, j), r in self.ridge.items()}}
+        with atomic_file(path) as temporary:
+            save_file(tensors, temporary, metadata={"lens": json.dumps(facts)})
+        return Path(path)
+
+
+def load_shortcuts(path: Path | str, model: Model) -> Shortcuts:
+    """Read maps that `Shortcuts.save` wrote.
+
+    Raises:
+        InputError: no such file, another kind of file, or maps of another model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            facts = json.loads((file.metadata() or {})["lens"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} holds no shortcuts ({error})", "a file that Shortcuts.save wrote", "fitting them again"
+        ) from error
+    pairs = [(int(i), int(j)) for i, j in (name.split(".") for name in facts["ridge"])]
+    maps = {(i, j): AffineMap(*(tensors[f"{i}.{j}.{part}"] for part in ("matrix", "mean_from", "mean_to"))) for i, j in pairs}
+    found = Shortcuts(maps, {pair: facts["ridge"][f"{pair[0]}.{pair[1]}"] for pair in pairs}, facts["source"])
+    found.require_model(model)
+    return found
+
+
+def fit_shortcuts(
+    moments: Moments, *, ridge: float | None = 1e-4, validation: Moments | None = None, pairs: Sequence[Pair] | None = None
+) -> Shortcuts:
+    """Fit affine maps in closed form.
+
+    Args:
+        moments: of the training part.
+        ridge: penalty as a share of the mean variance of the source state; None chooses it per pair
+            among 1e-6 … 1e-1 on `validation`.
+        validation: moments of text that is neither fitted nor scored on; needed when `ridge` is None.
+        pairs: which maps; by default all pairs of the moments.
+
+    Cost: one Cholesky factorisation of `[d, d]` per source layer and ridge, one product per pair.
+
+    Raises:
+        InputError: too few tokens (fewer than the width), a missing pair, or no validation moments.
+    """
+    if moments.count <= moments.width:
+        needed = f"more than {moments.width}, the width of the stream; 20 times as many for a good fit"
+        raise InputError(f"{moments.count} tokens", needed, "collect_moments(..., tokens=20_000)")
+    if ridge is None and validation is None:
+        hint = "fit_shortcuts(m.train, ridge=None, validation=m.validation)"
+        raise InputError("No ridge and no validation moments", "one of them", hint)
+    chosen = tuple(pairs) if pairs is not None else moments.pairs
+    missing = [pair for pair in chosen if pair not in moments.across]
+    if missing:
+        raise InputError(
+            f"The moments lack the pairs {missing}", f"some of {list(moments.pairs)[:4]} …", "collect_moments(pairs=…)"
+        )
+    maps: dict[Pair, AffineMap] = {}
+    ridges: dict[Pair, float] = {}
+    for pair in chosen:
+        options = RIDGES if ridge is None else (ridge,)
+        fitted = {option: _fit_pair(moments, pair, option) for option in options}
+        best = max(options, key=lambda o: _score_pair(fitted[o], validation, pair)["r2_pooled"]) if validation else options[0]
+        maps[pair], ridges[pair] = fitted[best], best
+    return Shortcuts(maps, ridges, {**moments.source, "count": moments.count})
+
+
+def _fit_pair(moments: Moments, pair: Pair, ridge: float) -> AffineMap:
+    i, j = pair
+    return AffineMap(solve_ridge(moments.within[i], moments.across[pair], ridge), moments.mean[i], moments.mean[j])
+
+
+def _score_pair(fitted: AffineMap, moments: Moments, pair: Pair) -> dict[str, float]:
+    """R² from moments alone: the squared error is a quadratic form of the map in the test's second moments."""
+    if pair not in moments.across or pair[1] not in moments.within:
+        raise InputError(f"The moments lack the pair {pair}", f"some of {list(moments.pairs)[:4]} …", "the same pairs as the fit")
+    i, j = pair
+    matrix = fitted.matrix.double()
+    offset = (moments.mean[j] - fitted.mean_to.double()) - (moments.mean[i] - fitted.mean_from.double()) @ matrix
+    total = moments.within[j].diagonal()
+    error = squared_error(moments.within[i], moments.across[pair], total, matrix) + moments.count * offset**2
+    step = moments.mean[j] - moments.mean[i]
+    unchanged = total - 2 * moments.across[pair].diagonal() + moments.within[i].diagonal() + moments.count * step**2
+    return {
+        "r2_pooled": float(1 - error.sum() / total.sum()),
+        "r2_uniform": float((1 - error / total).mean()),
+        "identity_r2_pooled": float(1 - unchanged.sum() / total.sum()),
+    }
+
+
+def squared_error(
+    within: Float[Tensor, "d d"],
+    across: Float[Tensor, "d e"],
+    total: Float[Tensor, " e"],
+    matrix: Float[Tensor, "d e"],
+) -> Float[Tensor, " e"]:
+    """`Σ (y − xA)²` per target coordinate for centred x and y, from their second moments."""
+    return total - 2 * (matrix * across).sum(0) + (matrix * (within @ matrix)).sum(0)
+
+
+def held_out_null(tokens: int, width: int) -> float:
+    """Expected held-out R² of least squares between independent Gaussian x and y: below 0, −∞ at `tokens ≤ width + 2`."""
+    if tokens <= width + 2:
+        return float("-inf")
+    return 1 - (1 + 1 / tokens) * (tokens - 2) / (tokens - width - 2)
+
+
+def in_sample_null(tokens: int, width: int) -> float:
+    """Expected in-sample R² of the same: what a fit scores on noise."""
+    return min(1.0, width / (tokens - 1))

@@ -1,0 +1,181 @@
+"""Maps from moments: planted maps are found, noise is called noise, and a lens through them reads as it should."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import lens
+from lens.base.errors import InputError
+from lens.moments import Accumulator, Moments
+from lens.probes.shortcuts import RIDGES, AffineMap, fit_shortcuts, held_out_null, in_sample_null, load_shortcuts, solve_ridge
+from tests.models.families import build
+
+
+def moments_of(*states: torch.Tensor, **source) -> Moments:
+    """Moments of layers given as `[token, d]`, float64-exact enough: gathered in one float64-friendly flush."""
+    stack = torch.stack(states)
+    layers = len(states)
+    pairs = [(i, j) for j in range(layers) for i in range(j)]
+    into = Accumulator(stack.mean(1).float(), torch.full((layers,), torch.inf), pairs, drop_first=False, source=source)
+    exact = stack.double()
+    centred = exact - exact.mean(1, keepdim=True)
+    return replace(
+        into.moments,
+        count=stack.shape[1],
+        mean=exact.mean(1),
+        within={i: centred[i].T @ centred[i] for i in range(layers)},
+        across={(i, j): centred[i].T @ centred[j] for i, j in pairs},
+    )
+
+
+def noise(n: int, d: int, seed: int) -> Moments:
+    generator = torch.Generator().manual_seed(seed)
+    return moments_of(*(torch.randn(n, d, generator=generator, dtype=torch.float64) for _ in range(2)))
+
+
+def test_planted_affine_map_is_found():
+    x = torch.randn(2000, 64, dtype=torch.float64)
+    planted, offset = torch.randn(64, 64, dtype=torch.float64), torch.randn(64, dtype=torch.float64)
+    found = fit_shortcuts(moments_of(x, x @ planted + offset), ridge=0.0)
+    assert (found.maps[0, 1].matrix - planted).abs().max() < 1e-9
+    score = found.score(moments_of(x[:500], x[:500] @ planted + offset))
+    assert score.r2_pooled.item() == pytest.approx(1, abs=1e-6)
+    assert score.r2_uniform.item() == pytest.approx(1, abs=1e-6)
+    assert torch.allclose(found.maps[0, 1](x[:9].float()), (x[:9] @ planted + offset).float(), atol=1e-4)
+
+
+@pytest.mark.parametrize("d", [10, 100, 400])
+def test_in_sample_score_of_noise_is_its_null_level(d: int):
+    scores = []
+    for seed in range(10):
+        m = noise(1000, d, seed)
+        scores.append(fit_shortcuts(m, ridge=0.0).score(m).r2_pooled.item())
+    assert np.mean(scores) == pytest.approx(in_sample_null(1000, d), abs=0.005)
+
+
+def test_held_out_score_of_noise_is_its_null_level():
+    fitted = [fit_shortcuts(noise(1000, 100, seed), ridge=0.0).score(noise(5000, 100, 100 + seed)) for seed in range(10)]
+    assert np.mean([score.r2_pooled.item() for score in fitted]) == pytest.approx(-0.1125, abs=0.015)
+    assert fitted[0].null_r2.item() == pytest.approx(held_out_null(1000, 100), abs=1e-6)
+    assert held_out_null(1000, 100) == pytest.approx(-0.1125, abs=0.002)
+
+
+def test_score_from_moments_equals_score_from_predictions():
+    generator = torch.Generator().manual_seed(3)
+    x, test = (torch.randn(n, 12, generator=generator, dtype=torch.float64) + 1 for n in (300, 90))
+    planted = torch.randn(12, 12, generator=generator, dtype=torch.float64)
+
+    def output(x: torch.Tensor) -> torch.Tensor:
+        return x @ planted + torch.randn(x.shape, generator=generator, dtype=torch.float64)
+
+    y, answer = output(x), output(test)
+    found = fit_shortcuts(moments_of(x, y), ridge=1e-3)
+    fitted = found.maps[0, 1]
+    error = ((test - fitted.mean_from) @ fitted.matrix + fitted.mean_to - answer) ** 2
+    total = (answer - answer.mean(0)) ** 2
+    score = found.score(moments_of(test, answer))
+    assert score.r2_pooled.item() == pytest.approx(float(1 - error.sum() / total.sum()), rel=1e-5)
+    assert score.r2_uniform.item() == pytest.approx(float((1 - error.sum(0) / total.sum(0)).mean()), rel=1e-5)
+    unchanged = ((test - answer) ** 2).sum()
+    assert score.identity_r2_pooled.item() == pytest.approx(float(1 - unchanged / total.sum()), rel=1e-5)
+
+
+def test_rank_deficient_states_are_no_trouble():
+    """Rows that sum to 0, as LayerNorm gives them: the scatter matrix is singular."""
+    x = torch.randn(500, 20, dtype=torch.float64)
+    x = x - x.mean(1, keepdim=True)
+    y = x @ torch.randn(20, 20, dtype=torch.float64)
+    for ridge in (0.0, 1e-8):
+        m = moments_of(x, y)
+        assert (fit_shortcuts(m, ridge=ridge).score(m).r2_pooled.item()) > 1 - 1e-6
+    singular = torch.zeros(3, 3, dtype=torch.float64)
+    singular[0, 0] = 2.0
+    assert torch.equal(solve_ridge(singular, singular, 0.0), torch.diag(torch.tensor([1.0, 0, 0], dtype=torch.float64)))
+
+
+def test_ridge_is_chosen_on_validation():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 40, generator=generator, dtype=torch.float64)
+    y = x[:, :1].expand(-1, 40) + torch.randn(60, 40, generator=generator, dtype=torch.float64)
+    v = torch.randn(4000, 40, generator=generator, dtype=torch.float64)
+    check = moments_of(v, v[:, :1].expand(-1, 40) + torch.randn(4000, 40, generator=generator, dtype=torch.float64))
+    chosen = fit_shortcuts(moments_of(x, y), ridge=None, validation=check)
+    scores = {r: (fit_shortcuts(moments_of(x, y), ridge=r).score(check).r2_pooled.item()) for r in RIDGES}
+    assert chosen.ridge[0, 1] == max(scores, key=scores.__getitem__) == 0.1
+
+
+def test_maps_of_a_linear_chain_compose():
+    x = torch.randn(400, 8, dtype=torch.float64)
+    first, second = (torch.eye(8) + 0.3 * torch.randn(8, 8) for _ in range(2))
+    y = x @ first.double()
+    found = fit_shortcuts(moments_of(x, y, y @ second.double()), ridge=0.0)
+    composed = found.maps[0, 1].matrix @ found.maps[1, 2].matrix
+    assert (composed - found.maps[0, 2].matrix).abs().max() < 1e-6
+
+
+def test_too_few_tokens_and_missing_pairs_are_refused():
+    with pytest.raises(InputError, match="100 tokens"):
+        fit_shortcuts(noise(100, 100, 0))
+    with pytest.raises(InputError, match="lack the pairs"):
+        fit_shortcuts(noise(100, 10, 0), pairs=[(0, 2)])
+    with pytest.raises(InputError, match="No ridge and no validation"):
+        fit_shortcuts(noise(100, 10, 0), ridge=None)
+
+
+@pytest.fixture
+def fitted(tiny):
+    """Shortcuts of the tiny model over random texts, by way of moments of its own states."""
+    ids = torch.randint(4, 128, (40, 32))
+    states = torch.cat([tiny.run(row.tolist()).residual for row in ids], dim=1)
+    return fit_shortcuts(moments_of(*states, model=tiny.name, model_fingerprint=tiny.fingerprint), ridge=1e-6)
+
+
+def test_lens_through_identity_maps_is_the_plain_lens(tiny, fitted):
+    width = tiny.d_model
+    unit = AffineMap(torch.eye(width), torch.zeros(width), torch.zeros(width))
+    run = tiny.run("w3 w1 w4 w1 w5")
+    same = lens.logit_lens(run, replace(fitted, maps=dict.fromkeys(fitted.maps, unit)))
+    plain = lens.logit_lens(run)
+    assert (same.token_id == plain.token_id).all()
+    assert np.allclose(same.kl_to_final, plain.kl_to_final, atol=1e-4)
+    assert (same.attrs["lens"], plain.attrs["lens"]) == ("shortcut", "plain")
+
+
+def test_lens_through_maps_reads_the_mapped_states_and_leaves_the_last_layer(tiny, fitted):
+    run = tiny.run("w3 w1 w4 w1 w5")
+    found = lens.logit_lens(run, fitted)
+    expected = tiny.unembed(fitted.maps[1, 3](run.residual[1])).log_softmax(-1).topk(5)
+    assert np.allclose(found.logprob.sel(layer=1), expected.values, atol=1e-4)
+    assert (found.kl_to_final.isel(layer=-1) == 0).all()
+
+
+def test_saved_and_read_again(tiny, fitted, tmp_path):
+    again = load_shortcuts(fitted.save(tmp_path / "maps.safetensors"), tiny)
+    assert again.pairs == fitted.pairs
+    assert again.ridge == dict(fitted.ridge)
+    assert again.source == dict(fitted.source)
+    assert torch.equal(again.maps[0, 3].matrix, fitted.maps[0, 3].matrix.float())
+
+
+def test_another_model_is_refused(fitted, tokenizer, tmp_path):
+    other = lens.load(build("llama", seed=7), tokenizer)
+    with pytest.raises(InputError, match="were fitted on"):
+        lens.logit_lens(other.run("w1 w2"), fitted)
+    with pytest.raises(InputError, match="were fitted on"):
+        load_shortcuts(fitted.save(tmp_path / "maps.safetensors"), other)
+    (tmp_path / "no.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="holds no shortcuts"):
+        load_shortcuts(tmp_path / "no.safetensors", other)
+
+
+def test_scores_go_through_netcdf(fitted, tmp_path):
+    x = torch.randn(300, 32, dtype=torch.float64)
+    score = fitted.score(moments_of(x, x, x, x))
+    score.to_netcdf(tmp_path / "score.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "score.nc", engine="h5netcdf") as again:
+        xr.testing.assert_identical(again.load(), score)
