@@ -19,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LensError as error:
         print(f"lens: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"lens: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("lens: interrupted; what was finished is kept", file=sys.stderr)
         return 130
@@ -42,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     read.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help=".html, .csv, .png, .svg, .pdf or .nc; without it, a table"
     )
-    read.add_argument("--colour", default="probability", help="probability, entropy, next_rank or kl_to_final")
+    colours = ("probability", "entropy", "next_rank", "kl_to_final")
+    read.add_argument("--colour", default=colours[0], choices=colours, help="of a page or picture: %(choices)s", metavar="NAME")
     read.add_argument("--stride", type=int, default=2, help="show every so many layers (default 2)")
     read.set_defaults(act=_logit_lens)
     cache = commands.add_parser("cache", help="list what is in the cache, or clear it")

@@ -47,6 +47,14 @@ def test_wrong_suffix_is_refused_before_a_model_is_opened(tmp_path, capsys):
     assert "'.docx'" in capsys.readouterr().err
 
 
+def test_place_that_cannot_be_written_is_one_line(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["logit-lens", str(folder), "w1", "-o", str(tmp_path / "file" / "lens.csv")]) == 1
+    captured = capsys.readouterr().err
+    assert captured.startswith("lens: ")
+    assert captured.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

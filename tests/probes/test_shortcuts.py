@@ -179,3 +179,22 @@ def test_scores_go_through_netcdf(fitted, tmp_path):
     score.to_netcdf(tmp_path / "score.nc", engine="h5netcdf")
     with xr.open_dataset(tmp_path / "score.nc", engine="h5netcdf") as again:
         xr.testing.assert_identical(again.load(), score)
+
+
+def test_smollm2_shortcuts_read_held_out_prose_better_than_the_plain_lens(smollm2):
+    """Fitted on 3,000 tokens of one part of Wikipedia, read on an article of another."""
+    corpus = lens.corpus("wikipedia")
+    moments = lens.collect_moments(smollm2, corpus, tokens=3072, pairs="to_final")
+    shortcuts = fit_shortcuts(moments.train, ridge=None, validation=moments.validation)
+    text = corpus.part("test")[0].text
+    run = smollm2.run(smollm2.encode_bare(text)[:96])
+    plain, mapped = lens.logit_lens(run), lens.logit_lens(run, shortcuts)
+    for layer in (5, 10, 15, 20, 25):
+        assert float(mapped.kl_to_final.sel(layer=layer).mean()) < float(plain.kl_to_final.sel(layer=layer).mean()) / 2
+        agreement = [
+            float((d.token_id.sel(layer=layer, rank=1) == d.token_id.sel(layer=30, rank=1)).mean()) for d in (plain, mapped)
+        ]
+        assert agreement[1] > agreement[0] + 0.05
+    scores = shortcuts.score(moments.test)
+    assert (scores.r2_pooled > scores.identity_r2_pooled + 0.1).all()
+    assert (scores.r2_pooled > scores.null_r2).all()
