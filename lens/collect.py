@@ -141,14 +141,16 @@ class _Pass:
         self._pilot_states: list[Tensor] = []
 
     def part(self, part: Part) -> Moments:
-        finished = self.folder / f"{part}.safetensors"
-        if (done := read_moments(finished, {**self.source, "part": part})) is not None:
-            return done[0]
-        moments = self._gather(part)
-        write_moments(moments, finished, batches=-1)
-        for suffix in ("safetensors", "json"):
-            (self.folder / f"{part}-state.{suffix}").unlink(missing_ok=True)
-        return moments
+        finished, source = self.folder / f"{part}.safetensors", {**self.source, "part": part}
+        if read_moments(finished, source) is None:
+            write_moments(self._gather(part), finished, batches=-1)
+            self._pilot_states.clear()
+            for suffix in ("safetensors", "json"):
+                (self.folder / f"{part}-state.{suffix}").unlink(missing_ok=True)
+        # Read back also when just written, so that every call gives the same tensors, on the CPU.
+        done = read_moments(finished, source)
+        assert done is not None  # written or found above
+        return done[0]
 
     def _gather(self, part: Part) -> Moments:
         batches = self._batches(part)
@@ -162,7 +164,8 @@ class _Pass:
         state = self.folder / f"{part}-state.safetensors"
         first = 0
         if (former := read_moments(state, gathered.source)) is not None:
-            gathered.moments, first = former
+            moments, first = former
+            gathered.resume(moments)
         written = time.monotonic()
         for index, batch in enumerate(batches):
             if index < first:
@@ -224,7 +227,7 @@ def draw_windows(model: Model, corpus: Corpus, part: Part, tokens: int, window: 
     """Windows of token ids: the first of every document in hash order, then the second of every one, and so on.
 
     Each is `window` tokens long, or what is left of its document, if that is 16 or more; the last one
-    drawn is cut so that there are `tokens` in all.
+    drawn is cut so that there are at most `tokens` in all, and fewer by less than 16.
     """
     drawn: list[list[int]] = []
     left = tokens
@@ -283,7 +286,8 @@ def read_moments(path: Path, source: Mapping[str, Any] | None = None) -> tuple[M
         facts = {name: manifest[name] for name in ("sha256", "batches", "count", "dropped")}
         if manifest["check"] != _digest_of(facts) or facts["sha256"] != sha256(path):
             return None
-        tensors = load_file(path)
+        # Copies: tensors that still lay in the file would change, or crash the process, when it is damaged or cut.
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (OSError, ValueError, KeyError):
         return None
     if source is not None and manifest["source"] != dict(source):

@@ -167,6 +167,16 @@ class Accumulator:
             source=self.source,
         )
 
+    def resume(self, moments: Moments) -> None:
+        """Go on from moments that were written earlier, on this accumulator's device."""
+        device = self.shift.device
+        self.moments = replace(
+            moments,
+            mean=moments.mean.to(device),
+            within={layer: value.to(device) for layer, value in moments.within.items()},
+            across={pair: value.to(device) for pair, value in moments.across.items()},
+        )
+
     def _clear(self) -> None:
         width, device = self.shift.shape[1], self.shift.device
         self._count = 0
@@ -223,4 +233,4 @@ def outlier_limits(norms: Float[Tensor, "layer token"], mask: Mask) -> Float[Ten
     """Norms from which a token counts as massive: five times a layer's median over a pilot, or infinity."""
     if mask == "robust":
         return OUTLIER * norms.median(dim=1).values
-    return torch.full((norms.shape[0],), torch.inf)
+    return torch.full((norms.shape[0],), torch.inf, device=norms.device)

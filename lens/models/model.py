@@ -106,14 +106,15 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 over the configuration and over names, shapes and bytes of all weights, as they are now.
+        """Hexadecimal SHA-256 over the configuration and names, shapes and bytes of all weights and buffers, as they are now.
 
-        Computed anew only when a weight was written to since.
+        Rotary frequencies are buffers that no checkpoint holds. Computed anew only when something was written to since.
         """
-        state = self.module.state_dict()
-        versions = tuple((name, weight.data_ptr(), weight._version) for name, weight in state.items())
+        state = dict(self.module.named_buffers()) | self.module.state_dict()
+        settings = self.module.config.to_json_string(use_diff=False)
+        versions = (settings, *((name, weight.data_ptr(), weight._version) for name, weight in state.items()))
         if self._fingerprint is None or self._fingerprint[0] != versions:
-            digest = hashlib.sha256(self.module.config.to_json_string(use_diff=False).encode())
+            digest = hashlib.sha256(settings.encode())
             for name, weight in state.items():
                 digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
                 digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -148,3 +148,17 @@ def test_runs_of_one_module_take_turns(tiny):
         order.append("released")
     thread.join()
     assert order == ["released", "run"]
+
+
+def test_fingerprint_follows_weights_buffers_and_configuration(tiny):
+    """Rotary frequencies are in no checkpoint, yet in every state."""
+    seen = {tiny.fingerprint}
+    assert tiny.fingerprint in seen
+    with torch.no_grad():
+        tiny.module.model.embed_tokens.weight[0, 0] += 1
+        seen.add(tiny.fingerprint)
+        tiny.module.model.rotary_emb.inv_freq.mul_(2)
+        seen.add(tiny.fingerprint)
+    tiny.module.config.rms_norm_eps = 0.5
+    seen.add(tiny.fingerprint)
+    assert len(seen) == 4
