@@ -24,7 +24,8 @@ const EMPTY = {
   spec: {}, colour: "", stride: 1, strides: [1], selected: [0, 0], pinned: false, follow: {}, trajectory: {}, busy: {},
   choices: [],
 };
-let serial = 0;
+// Every widget of a page can come with its own copy of this module, so the counter belongs to the page.
+const SERIAL = Symbol.for("lens-grid-serial");
 
 // ── Colour ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -159,7 +160,8 @@ const quoted = (word) => make("bdi", {}, `“${word}”`);
 class TokenGrid {
   constructor(model, el) {
     this.model = model;
-    this.uid = `lens-grid-${(serial += 1)}`;
+    globalThis[SERIAL] = (globalThis[SERIAL] ?? 0) + 1;
+    this.uid = `lens-grid-${globalThis[SERIAL]}`;
     this.undo = [];
     this.bars = [];
     this.build(el);

@@ -9,6 +9,7 @@ import lens
 from lens.base.text import storable, visible
 from lens.figures.export import export_logit_lens
 from lens.figures.logit_lens import figure
+from lens.figures.page import logit_lens_page
 from tests.base.hostile import HOSTILE
 from tests.models.families import build, word_tokenizer
 
@@ -41,6 +42,26 @@ def test_an_exported_page_works_without_kernel_and_network(watched, hostile, tmp
     assert page.locator("table b, table img, h3 b, .lens-grid-sentence b").count() == 0
     assert page.title() != "pwned"
     assert (watched.complaints, watched.outside) == ([], [])
+
+
+def test_two_grids_with_a_copy_of_the_code_each_keep_their_own_choices(watched, tmp_path):
+    """A notebook gives every widget its own copy of the module; their radio buttons must not share a name."""
+    read = lens.logit_lens(lens.load(build("llama"), word_tokenizer()).run([5, 6, 7]))
+    page_text = logit_lens_page(read)
+    head, script = page_text.split('<script type="module">')
+    second = script.replace('getElementById("grid")', 'getElementById("second")')
+    both = head.replace('<div id="grid">', '<div id="second"></div><div id="grid">') + "".join(
+        f'<script type="module">{part}' for part in (script.replace("</html>", ""), second)
+    )
+    (tmp_path / "two.html").write_text(both, encoding="utf-8")
+    page = watched.page
+    page.goto((tmp_path / "two.html").as_uri())
+    groups = page.get_by_role("radiogroup", name="Colour")
+    expect(groups).to_have_count(2)
+    groups.nth(0).get_by_role("radio", name="entropy").check()
+    expect(groups.nth(1).get_by_role("radio", name="probability")).to_be_checked()
+    expect(groups.nth(0).get_by_role("radio", name="entropy")).to_be_checked()
+    assert watched.complaints == []
 
 
 def test_a_plotly_figure_shows_hostile_tokens_as_text(watched, hostile, tmp_path):
