@@ -146,7 +146,7 @@ class LogitLens(Panel):
     def _compute(self, job: Job) -> _Result:
         settings = job.settings
         chosen = settings["model"]
-        model = chosen if isinstance(chosen, Model) else load(chosen, progress=job.report)
+        model = chosen if isinstance(chosen, Model) else load(chosen, progress=job.progress)
         if not isinstance(settings["text"], str):
             raise InputError(f"The text is a {type(settings['text']).__name__}", "a str", "panel.set(text='…')")
         ids = model.encode(settings["text"], settings["prompt"])

@@ -46,6 +46,11 @@ class Job:
         self.superseded = True
         self.token.cancel()
 
+    def progress(self, step: Step) -> None:
+        """A callback for a download or conversion: reports, and raises `Cancelled` when the job is to stop."""
+        self.token.check()
+        self.report(step)
+
     def check_blocks(self, blocks: int, label: str) -> Callable[[], None]:
         """A callback for `model.run`: counts blocks, and raises `Cancelled` when the job is to stop."""
         done = 0

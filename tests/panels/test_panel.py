@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import lens
+from lens.base.progress import Step
 from lens.panels import LogitLens
 from tests.models.families import build
 from tests.panels.conftest import PATIENCE, Controls, InThread
@@ -181,6 +182,22 @@ def test_cancel_reaches_a_request_that_waits_for_its_turn(panel, gate):
     gate.open()
     first.result()
     assert panel.summary()["text"] == "w1 w2 w3 w4"
+
+
+def test_cancel_stops_a_download_between_two_of_its_reports(panel):
+    reports = []
+
+    def fetch(_source, progress):
+        for done in range(3):
+            progress(Step(done, 3, "B", "Downloading"))
+            reports.append(done)
+            panel.cancel()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lens.panels.logit_lens.load", fetch)
+        panel.set(model="somewhere")
+    assert reports == [0]
+    assert panel.summary()["error"] == "Cancelled. The picture is still the one before."
 
 
 def test_what_was_cancelled_can_be_asked_for_again(panel, gate):
