@@ -139,17 +139,19 @@ class _Pass:
         self.tokens, self.window, self.folder, self.progress, self.check = tokens, window, folder, progress, check
         self._pilot: tuple[Tensor, Tensor] | None = None
         self._pilot_states: list[Tensor] = []
+        self._drawn: dict[Part, list[Tensor]] = {}
 
     def part(self, part: Part) -> Moments:
         finished, source = self.folder / f"{part}.safetensors", {**self.source, "part": part}
-        if read_moments(finished, source) is None:
+        done = read_moments(finished, source)
+        if done is None:
             write_moments(self._gather(part), finished, batches=-1)
             self._pilot_states.clear()
             for suffix in ("safetensors", "json"):
                 (self.folder / f"{part}-state.{suffix}").unlink(missing_ok=True)
-        # Read back also when just written, so that every call gives the same tensors, on the CPU.
-        done = read_moments(finished, source)
-        assert done is not None  # written or found above
+            # Read back although just written, so that every call gives the same tensors, on the CPU.
+            done = read_moments(finished, source)
+        assert done is not None  # found or written above
         return done[0]
 
     def _gather(self, part: Part) -> Moments:
@@ -171,8 +173,7 @@ class _Pass:
             if index < first:
                 continue
             gathered.add(self._train_states(index, batch) if part == "train" else self._states(batch))
-            done = sum(b.numel() for b in batches[: index + 1])
-            self.progress(Step(done, total, "tokens", f"{self.corpus.name}, {part}"))
+            self.progress(Step(sum(b.numel() for b in batches[: index + 1]), total, "tokens", f"{self.corpus.name}, {part}"))
             if gathered.just_flushed and time.monotonic() - written > _WRITE_EVERY:
                 write_moments(gathered.moments, state, batches=index + 1)
                 written = time.monotonic()
@@ -213,6 +214,8 @@ class _Pass:
 
     def _batches(self, part: Part) -> list[Tensor]:
         """Windows of one length together, at most 2,048 tokens a batch; long windows first, in drawing order."""
+        if part in self._drawn:  # tokenising a part takes seconds, and the pilot needs the training part every time
+            return self._drawn[part]
         budget = self.tokens if part == "train" else max(self.tokens // 4, 1)
         windows = sorted(draw_windows(self.model, self.corpus, part, budget, self.window), key=len, reverse=True)
         batches = []
@@ -220,6 +223,7 @@ class _Pass:
             rows = list(group)
             step = max(1, _BATCH_TOKENS // length)
             batches += [torch.tensor(rows[i : i + step]) for i in range(0, len(rows), step)]
+        self._drawn[part] = batches
         return batches
 
 
