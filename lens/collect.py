@@ -96,6 +96,7 @@ def _source(model: Model, corpus: Corpus, tokens: int, pairs: Sequence[Pair], ma
     return {
         "model": model.name,
         "model_fingerprint": model.fingerprint,
+        "layers": model.n_layers,
         "dtype": model.dtype_name,
         "tokenizer": _tokenizer_digest(model),
         "corpus": corpus.name,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
+from lens.base.provenance import library_versions
 from lens.base.text import storable
 from lens.models.run import Run
 
@@ -37,10 +38,11 @@ def texts(dims: tuple[str, ...], values: Any, long_name: str) -> xr.Variable:
     return xr.Variable(dims, array, {"long_name": long_name})
 
 
-def prompt_coordinates(run: Run) -> dict[str, xr.Variable]:
-    """Coordinates that every probe of one run shares."""
+def prompt_coordinates(run: Run, layers: Sequence[int] | None = None) -> dict[str, xr.Variable]:
+    """Coordinates that every probe of one run shares; `layers` where not all were read."""
+    shown = np.arange(run.residual.shape[0]) if layers is None else np.array(layers)
     return {
-        "layer": variable(("layer",), np.arange(run.residual.shape[0]), "residual state (0 is the embedding)"),
+        "layer": variable(("layer",), shown, "residual state (0 is the embedding)"),
         "position": variable(("position",), np.arange(len(run)), "position in the prompt"),
         "input_id": variable(("position",), run.token_ids, "token id of the prompt"),
         "input_token": texts(("position",), run.tokens, "token of the prompt"),
@@ -51,3 +53,8 @@ def provenance(run: Run, source: str, extra: Mapping[str, str | int | float] | N
     """Attributes of a result: the paper it implements, the model, the prompt, the versions."""
     prompt = storable(run.text) if run.text is not None else ""
     return {"source": source, "prompt": prompt, "tokens": len(run), **run.model.provenance(), **(extra or {})}
+
+
+def fit_provenance(source: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """Attributes that say what was fitted: the moments' or the training text's own, each name prefixed, and the versions."""
+    return {**{f"fitted_{name}": value for name, value in source.items()}, **library_versions()}

@@ -11,9 +11,8 @@ import numpy as np
 import xarray as xr
 
 from lens.base.errors import InputError
-from lens.base.provenance import library_versions
 from lens.moments import Moments, Pair
-from lens.probes.dataset import variable
+from lens.probes.dataset import fit_provenance, variable
 from lens.probes.shortcuts import held_out_null, in_sample_null, solve_ridge, squared_error
 
 SOURCE = "arXiv 2405.12250, section 3 (in-sample score, with and without the residual stream)"
@@ -61,7 +60,7 @@ def linearity(train: Moments, test: Moments, *, ridge: float = 1e-4) -> xr.Datas
     return xr.Dataset(
         columns,
         coords={"block": variable(("block",), np.array([i for i, _ in pairs]), "block, from layer b to b+1")},
-        attrs={**facts, **{f"fitted_{k}": v for k, v in train.source.items()}, **library_versions()},
+        attrs={**facts, **fit_provenance(train.source)},
     )
 
 

@@ -7,6 +7,8 @@ Lens" (arXiv 2303.08112), section 2.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 import xarray as xr
@@ -16,23 +18,27 @@ from lens.base.text import storable
 from lens.models.model import Model
 from lens.models.run import Run
 from lens.probes.dataset import prompt_coordinates, provenance, texts, variable
-from lens.probes.shortcuts import Shortcuts
+from lens.probes.translator import Translator, carry, kind_of
 from lens.probes.vocabulary import TILE, vocabulary_statistics
 
 SOURCE = "nostalgebraist 2020, interpreting GPT: the logit lens; final norm as in arXiv 2303.08112, section 2"
 
 
-def logit_lens(run: Run, shortcuts: Shortcuts | None = None, *, top_k: int = 5) -> xr.Dataset:
+def logit_lens(
+    run: Run, translator: Translator | None = None, *, top_k: int = 5, layers: Iterable[int] | None = None
+) -> xr.Dataset:
     """Read every residual state of a run as a next-token distribution, exactly over the vocabulary.
 
     Args:
         run: one forward pass, from `model.run`.
-        shortcuts: maps that carry every state to the last layer before it is read (the shortcut lens);
-            without them states are read as they are (the plain lens).
+        translator: what carries states to the last layer before they are read, from `lens.fit_shortcuts` (the
+            shortcut lens) or `lens.fit_tuned_lens` (the tuned lens); without it states are read as they are
+            (the plain lens).
         top_k: tokens kept per cell, 1 to 1,024.
+        layers: which layers to read, the last one in any case; by default all that the lens can read.
 
     Returns:
-        Dataset with dims `layer` (0..L), `position`, `rank` (1..top_k) and the variables
+        Dataset with dims `layer`, `position`, `rank` (1..top_k) and the variables
 
         - `token_id`, `token`, `logprob` over `[layer, position, rank]`: the most probable next tokens;
         - `entropy`, `kl_to_final` over `[layer, position]`, nats: KL(final‖layer), 0 at the last layer;
@@ -46,15 +52,15 @@ def logit_lens(run: Run, shortcuts: Shortcuts | None = None, *, top_k: int = 5) 
     Memory: a buffer of at most 128 MiB (or one position's logits), and about `60 + 12 · top_k` bytes a cell.
 
     Raises:
-        InputError: `top_k` out of range, or shortcuts of another model.
+        InputError: `top_k` out of range, a layer that the lens cannot read, or a translator of another model.
     """
-    if shortcuts is not None:
-        shortcuts.require_model(run.model)
+    if translator is not None:
+        translator.require_model(run.model)
     readout = run.model.readout
     if not 1 <= top_k <= min(TILE, readout.vocab_size):
         raise InputError(f"top_k is {top_k}", f"1 to {min(TILE, readout.vocab_size)}", "top_k=5")
     with torch.no_grad(), run.model.lock.hold("reading the logit lens"):
-        states = run.residual if shortcuts is None else shortcuts.to_final(run.residual)
+        chosen, states = carry(translator, run.residual, layers)
         following = torch.roll(run.token_ids, -1)  # its last entry is meaningless and masked below
         found = vocabulary_statistics(readout, states, following, top_k, run.logits)
     token_id = found.token_id.cpu().numpy()
@@ -62,7 +68,7 @@ def logit_lens(run: Run, shortcuts: Shortcuts | None = None, *, top_k: int = 5) 
     cell, last = ("layer", "position"), len(run) - 1
     next_rank, next_surprisal = found.target_rank.float(), -found.target_logprob
     next_rank[:, last] = next_surprisal[:, last] = torch.nan
-    first = token_id[..., 0]
+    first, labels = token_id[..., 0], np.array(chosen)
     return xr.Dataset(
         {
             "token_id": variable((*cell, "rank"), token_id, "most probable next tokens"),
@@ -73,44 +79,50 @@ def logit_lens(run: Run, shortcuts: Shortcuts | None = None, *, top_k: int = 5) 
             "next_rank": variable(cell, next_rank, "rank of the token that follows"),
             "next_surprisal": variable(cell, next_surprisal, "surprisal of the token that follows", "nats"),
             "final_logprob": variable(cell, found.answer_logprob, "log-probability of the model's final answer", "nats"),
-            "settled_layer": variable(("position",), settled_layer(first), "first layer from which the answer stays"),
+            "settled_layer": variable(("position",), labels[settled_layer(first)], "first layer from which the answer stays"),
             "first_correct_layer": variable(
                 ("position",),
-                first_correct_layer(first, following.numpy()),
+                _label(labels, first_correct_layer(first, following.numpy())),
                 "first layer whose answer is the token that follows",
             ),
         },
-        coords={"rank": variable(("rank",), np.arange(1, top_k + 1), "rank by probability"), **prompt_coordinates(run)},
+        coords={"rank": variable(("rank",), np.arange(1, top_k + 1), "rank by probability"), **prompt_coordinates(run, chosen)},
         attrs=provenance(
             run,
             SOURCE,
-            {"probe": "logit_lens", "lens": "plain" if shortcuts is None else "shortcut", "vocabulary": readout.vocab_size},
+            {"probe": "logit_lens", "lens": kind_of(translator), "vocabulary": readout.vocab_size},
         ),
     )
 
 
 def settled_layer(first: np.ndarray) -> np.ndarray:
-    """First layer from which each column of `[layer, position]` token ids keeps its last value. Shape `[position]`."""
+    """First row from which each column of `[layer, position]` token ids keeps its last value. Shape `[position]`."""
     differs = first != first[-1]
     layers = np.arange(len(first))[:, None]
     return np.where(differs, layers + 1, 0).max(axis=0)
 
 
 def first_correct_layer(first: np.ndarray, following: np.ndarray) -> np.ndarray:
-    """First layer whose token id equals the one that follows; NaN where none does, and at the last position."""
+    """First row whose token id equals the one that follows; NaN where none does, and at the last position."""
     hits = first == following[None]
     found = np.where(hits.any(axis=0), hits.argmax(axis=0), np.nan)
     found[-1] = np.nan
     return found
 
 
-def follow_token(run: Run, token: str | int, position: int | None = None) -> xr.Dataset:
+def _label(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Layers of row numbers; NaN stays NaN."""
+    return np.where(np.isnan(rows), np.nan, labels[np.nan_to_num(rows).astype(int)])
+
+
+def follow_token(run: Run, token: str | int, position: int | None = None, translator: Translator | None = None) -> xr.Dataset:
     """How probable one token is at every layer.
 
     Args:
         run: one forward pass.
         token: a token id, or a text that is exactly one token (mind the leading space).
         position: one position (negative counts from the end), or None for all.
+        translator: what carries states to the last layer, as for `logit_lens`.
 
     Returns:
         Dataset with `logprob` (nats) and `rank` (from 1) over `[layer, position]`.
@@ -118,21 +130,26 @@ def follow_token(run: Run, token: str | int, position: int | None = None) -> xr.
     Raises:
         InputError: a text of several tokens, an id or a position out of range.
     """
+    if translator is not None:
+        translator.require_model(run.model)
     token_id = _single_token(run.model, token)
     chosen = _positions(run, position)
     with torch.no_grad(), run.model.lock.hold("following a token"):
         targets = torch.full((len(chosen),), token_id)
-        found = vocabulary_statistics(run.model.readout, run.residual[:, chosen], targets, 1)
+        layers, states = carry(translator, run.residual[:, chosen])
+        found = vocabulary_statistics(run.model.readout, states, targets, 1)
     cell = ("layer", "position")
     text = storable(run.model.vocabulary[token_id])
-    coordinates = dict(xr.Dataset(coords=prompt_coordinates(run)).isel(position=chosen).coords)
+    coordinates = dict(xr.Dataset(coords=prompt_coordinates(run, layers)).isel(position=chosen).coords)
     return xr.Dataset(
         {
             "logprob": variable(cell, found.target_logprob, "log-probability of the token", "nats"),
             "rank": variable(cell, found.target_rank, "rank of the token"),
         },
         coords=coordinates,
-        attrs=provenance(run, SOURCE, {"probe": "follow_token", "token_id": token_id, "token": text}),
+        attrs=provenance(
+            run, SOURCE, {"probe": "follow_token", "lens": kind_of(translator), "token_id": token_id, "token": text}
+        ),
     )
 
 

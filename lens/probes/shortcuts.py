@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,10 +20,9 @@ from torch import Tensor
 
 from lens.base.errors import InputError
 from lens.base.files import atomic_file
-from lens.base.provenance import library_versions
 from lens.models.model import Model
 from lens.moments import Moments, Pair
-from lens.probes.dataset import variable
+from lens.probes.dataset import fit_provenance, variable
 
 SOURCE = "arXiv 2303.09435, section 3 (maps) and 4.1 (R², averaged over coordinates)"
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -74,6 +73,7 @@ class Shortcuts:
     maps: Mapping[Pair, AffineMap]
     ridge: Mapping[Pair, float]
     source: Mapping[str, Any]
+    kind: ClassVar[str] = "shortcut"
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -90,17 +90,27 @@ class Shortcuts:
             found = f"These shortcuts were fitted on {self.source.get('model')} ({str(fitted)[:12]}…)"
             raise InputError(found, f"{model.name} ({model.fingerprint[:12]}…)", "lens.fit_shortcuts on moments of this model")
 
-    def to_final(self, states: Float[Tensor, "layer position d"]) -> Float[Tensor, "layer position d"]:
-        """All residual states carried to the last layer; the last one is left as it is.
+    @property
+    def last(self) -> int:
+        """The model's last layer."""
+        return int(self.source["layers"])
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers with a map to the last one."""
+        return tuple(i for i, j in self.pairs if j == self.last)
+
+    def translate(self, layer: int, states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """States of `layer` carried to the last layer.
 
         Raises:
-            InputError: a layer without a map to the last one.
+            InputError: no map from that layer to the last one.
         """
-        last = states.shape[0] - 1
-        missing = [layer for layer in range(last) if (layer, last) not in self.maps]
-        if missing:
-            raise InputError(f"No map from layers {missing} to {last}", "one from every layer", "pairs='to_final' or 'both'")
-        return torch.stack([self.maps[layer, last](states[layer]) for layer in range(last)] + [states[last]])
+        if (layer, self.last) not in self.maps:
+            raise InputError(
+                f"No map from layer {layer} to {self.last}", f"layers {list(self.layers)}", "pairs='to_final' or 'both'"
+            )
+        return self.maps[layer, self.last](states)
 
     def score(self, moments: Moments) -> xr.Dataset:
         """R² of every map on moments that the fit has not seen.
@@ -131,7 +141,7 @@ class Shortcuts:
                 "from_layer": variable(("pair",), np.array([i for i, _ in self.pairs]), "layer that the map starts from"),
                 "to_layer": variable(("pair",), np.array([j for _, j in self.pairs]), "layer that the map leads to"),
             },
-            attrs={**attrs, **{f"fitted_{k}": v for k, v in self.source.items()}, **library_versions()},
+            attrs={**attrs, **fit_provenance(self.source)},
         )
 
     def save(self, path: Path | str) -> Path:

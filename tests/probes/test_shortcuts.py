@@ -132,7 +132,7 @@ def fitted(tiny):
     """Shortcuts of the tiny model over random texts, by way of moments of its own states."""
     ids = torch.randint(4, 128, (40, 32))
     states = torch.cat([tiny.run(row.tolist()).residual for row in ids], dim=1)
-    return fit_shortcuts(moments_of(*states, model=tiny.name, model_fingerprint=tiny.fingerprint), ridge=1e-6)
+    return fit_shortcuts(moments_of(*states, model=tiny.name, model_fingerprint=tiny.fingerprint, layers=3), ridge=1e-6)
 
 
 def test_lens_through_identity_maps_is_the_plain_lens(tiny, fitted):
