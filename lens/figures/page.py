@@ -37,9 +37,10 @@ mount(document.getElementById("grid"), JSON.parse(document.getElementById("state
 """
 
 
-def widget_source(name: str) -> str:
-    """Text of one of the widget's own files, as it is shipped."""
-    return resources.files("lens.figures").joinpath(name).read_text(encoding="utf-8")
+def widget_source(*names: str) -> str:
+    """Text of a widget's own files, one after the other, as they are shipped."""
+    folder = resources.files("lens.figures")
+    return "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)
 
 
 def logit_lens_page(
@@ -64,12 +65,12 @@ def logit_lens_page(
     facts = " · ".join(f"{name} {value}" for name, value in dataset.attrs.items() if name != "prompt")
     return _PAGE.format(
         title=html_safe(f"{dataset.attrs['model']}: logit lens"),
-        css=widget_source("token_grid.css"),
+        css=widget_source("theme.css", "token_grid.css"),
         prompt=html_safe(str(dataset.attrs["prompt"])),
         footer=html_safe(facts),
         # "<" never appears, so the text cannot close its own element.
         state=json.dumps(state).replace("<", "\\u003c"),
-        script=widget_source("token_grid.js"),
+        script=widget_source("theme.js", "token_grid.js"),
     )
 
 

@@ -10,6 +10,10 @@ import traitlets
 from lens.figures.page import widget_source
 
 
+# The standard controls of a panel have no widget of their own that could bring their style.
+PANEL_CSS = resources.files("lens.panels").joinpath("panel.css").read_text(encoding="utf-8")
+
+
 class TokenGrid(anywidget.AnyWidget):
     """Layers up, positions right; see `lens/figures/token_grid.js` for what is drawn.
 
@@ -18,8 +22,8 @@ class TokenGrid(anywidget.AnyWidget):
     layers and `trajectory` answers it; `busy` dims the picture while a newer one is computed.
     """
 
-    _esm = widget_source("token_grid.js")
-    _css = widget_source("token_grid.css") + resources.files("lens.panels").joinpath("panel.css").read_text(encoding="utf-8")
+    _esm = widget_source("theme.js", "token_grid.js")
+    _css = widget_source("theme.css", "token_grid.css") + PANEL_CSS
 
     spec = traitlets.Dict().tag(sync=True)
     colour = traitlets.Unicode("probability").tag(sync=True)
