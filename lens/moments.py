@@ -1,4 +1,4 @@
-"""Sufficient statistics of the residual stream: all that a linear probe needs, gathered in one pass.
+"""Sufficient statistics of token states: all that a linear probe needs, gathered in one pass.
 
 Count, means, and centred second moments of chosen pairs of layers. They add up, so that batches,
 machines and files merge by the same line, and their size does not depend on the number of tokens.
@@ -8,12 +8,13 @@ Sample Variances" (1979), equations 2.1 and 2.2 in matrix form.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens.base.errors import InputError
@@ -54,23 +55,28 @@ def residual_pairs(layers: int, which: str | Iterable[Pair]) -> tuple[Pair, ...]
 class Moments:
     """Statistics of token states, float64.
 
+    For the residual stream, state ℓ is layer ℓ. For a part of the blocks (attention, MLP, a norm) of a model with B of
+    them, state b is what enters it in block b, and state B + b is what leaves it.
+
     Attributes:
         count: tokens kept.
-        mean: `[layer, d]`.
-        within: layer ℓ to `Σ (x−μ)ᵀ(x−μ)`, `[d, d]`.
+        mean: `[state, d]`.
+        within: state i to `Σ (x−μ)ᵀ(x−μ)`, `[d, d]`.
         across: pair (i, j) to `Σ (xᵢ−μᵢ)ᵀ(xⱼ−μⱼ)`, `[d, d]`.
+        shuffled: the same for one or two pairs, but with the states j of other tokens: what a map scores on it is noise.
         dropped: tokens left out, by reason.
-        limits: `[layer]` norms above which a token is left out; infinite without the robust mask.
+        limits: `[layer]` norms of the residual stream above which a token is left out; infinite without the robust mask.
         source: what they were gathered from (model, corpus, mask, …); merging needs equal ones.
     """
 
     count: int
-    mean: Float[Tensor, "layer d"]
+    mean: Float[Tensor, "state d"]
     within: Mapping[int, Float[Tensor, "d d"]]
     across: Mapping[Pair, Float[Tensor, "d d"]]
     dropped: Mapping[str, int]
     limits: Float[Tensor, " layer"]
     source: Mapping[str, str | int | float] = field(default_factory=dict)
+    shuffled: Mapping[Pair, Float[Tensor, "d d"]] = field(default_factory=dict)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -79,6 +85,15 @@ class Moments:
     @property
     def width(self) -> int:
         return self.mean.shape[1]
+
+    def to(self, device: torch.device | str) -> Moments:
+        """The same moments with their sums on another device."""
+
+        def moved(matrices: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+            return {key: value.to(device) for key, value in matrices.items()}
+
+        within, across, shuffled = map(moved, (self.within, self.across, self.shuffled))
+        return replace(self, mean=self.mean.to(device), within=within, across=across, shuffled=shuffled)
 
     def __add__(self, other: Moments) -> Moments:
         """Statistics of both sets of tokens together; associative and commutative up to rounding.
@@ -91,21 +106,27 @@ class Moments:
             full = self if self.count else other
             return replace(full, dropped=_add_counts(self.dropped, other.dropped))
         count = self.count + other.count
-        step = other.mean - self.mean
-        weight = self.count * other.count / count
+        step, weight = other.mean - self.mean, self.count * other.count / count
+
+        def joined(left: Mapping[Pair, Tensor], right: Mapping[Pair, Tensor]) -> dict[Pair, Tensor]:
+            return {(i, j): torch.addr(a + right[i, j], step[i], step[j], alpha=weight) for (i, j), a in left.items()}
+
+        own = {(i, i): a for i, a in self.within.items()}
         return replace(
             self,
             count=count,
             mean=self.mean + step * (other.count / count),
-            within={i: a + other.within[i] + weight * torch.outer(step[i], step[i]) for i, a in self.within.items()},
-            across={(i, j): a + other.across[i, j] + weight * torch.outer(step[i], step[j]) for (i, j), a in self.across.items()},
+            within={i: a for (i, _), a in joined(own, {(i, i): b for i, b in other.within.items()}).items()},
+            across=joined(self.across, other.across),
+            shuffled=joined(self.shuffled, other.shuffled),
             dropped=_add_counts(self.dropped, other.dropped),
         )
 
 
 def _require_same(left: Moments, right: Moments) -> None:
+    pairs = left.pairs == right.pairs and left.shuffled.keys() == right.shuffled.keys()
     for name, same in (
-        ("pairs", left.pairs == right.pairs and left.within.keys() == right.within.keys()),
+        ("pairs", pairs and left.within.keys() == right.within.keys()),
         ("limits of the mask", torch.equal(left.limits, right.limits)),
         ("source", dict(left.source) == dict(right.source)),
     ):
@@ -117,6 +138,25 @@ def _add_counts(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, 
     return {reason: left.get(reason, 0) + right.get(reason, 0) for reason in {**left, **right}}
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Which tokens of a batch count: `tokens[sequence, position]`, and how many were left out, by reason."""
+
+    tokens: Bool[Tensor, "sequence position"]
+    dropped: Mapping[str, int]
+
+
+def keep(residual: Float[Tensor, "layer sequence position d"], limits: Float[Tensor, " layer"], drop_first: bool) -> Kept:
+    """Apply the mask: position 0 where it is to be dropped, and tokens whose norm exceeds the limit at any layer."""
+    # A limit in the states' own range; norms of half-precision states would overflow in their own dtype.
+    norms = torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32)
+    massive = (norms > limits.to(norms.device, norms.dtype)[:, None, None]).any(0)
+    first = torch.zeros_like(massive)
+    first[:, 0] = drop_first
+    dropped = {"first position": int(first.sum()), "massive": int((massive & ~first).sum())}
+    return Kept(~(massive | first), dropped)
+
+
 class Accumulator:
     """Gathers moments of one part of a corpus, batch by batch.
 
@@ -125,108 +165,136 @@ class Accumulator:
     uncentred sums lose three to five digits.
 
     Args:
-        shift: `[layer, d]` float32, near the means (from a pilot).
-        limits: `[layer]` norms; a token above any of them is dropped as massive.
+        shift: `[state, d]` float32, near the means (from a pilot).
+        limits: `[layer]` norms of the residual stream; a token above any of them is dropped as massive.
         pairs: which second moments to keep.
         drop_first: whether position 0 is dropped.
         source: see `Moments`.
+        shuffled: pairs, some of the others, for which moments of shuffled tokens are kept too.
 
-    Memory: `8 · d² · (layers + pairs)` bytes in float64 and half of it in float32.
+    Memory: `12 · d² · (states + pairs)` bytes: the sums in float64, and those since the last flush in float32.
     """
 
     def __init__(
         self,
-        shift: Float[Tensor, "layer d"],
+        shift: Float[Tensor, "state d"],
         limits: Float[Tensor, " layer"],
         pairs: Iterable[Pair],
         *,
         drop_first: bool,
         source: Mapping[str, str | int | float],
+        shuffled: Iterable[Pair] = (),
         flush_every: int = 8192,
     ):
         self.shift, self.limits, self.drop_first, self.flush_every = shift, limits, drop_first, flush_every
-        self.pairs = tuple(sorted(pairs))
-        self.layers = tuple(sorted({layer for pair in self.pairs for layer in pair}))
+        self.pairs, self.shuffled = tuple(sorted(pairs)), tuple(sorted(shuffled))
+        self.states = tuple(sorted({state for pair in self.pairs for state in pair}))
         self.source = dict(source)
+        self._recent = self._zeros(torch.float32)
         self.moments = self._empty()
         self._clear()
 
+    def _zeros(self, dtype: torch.dtype) -> tuple[dict[Pair, Tensor], ...]:
+        shape = (self.shift.shape[1],) * 2
+        keys = ([(state, state) for state in self.states], self.pairs, self.shuffled)
+        return tuple({key: torch.zeros(shape, dtype=dtype, device=self.shift.device) for key in some} for some in keys)
+
     def _empty(self) -> Moments:
-        width = self.shift.shape[1]
-
-        def zeros() -> Tensor:
-            return torch.zeros((width, width), dtype=torch.float64, device=self.shift.device)
-
+        within, across, shuffled = self._zeros(torch.float64)
         return Moments(
             count=0,
             mean=torch.zeros_like(self.shift, dtype=torch.float64),
-            within={layer: zeros() for layer in self.layers},
-            across={pair: zeros() for pair in self.pairs},
+            within={i: value for (i, _), value in within.items()},
+            across=across,
             dropped={"first position": 0, "massive": 0},
             limits=self.limits.double().cpu(),
             source=self.source,
+            shuffled=shuffled,
         )
 
     def resume(self, moments: Moments) -> None:
         """Go on from moments that were written earlier, on this accumulator's device."""
-        device = self.shift.device
-        self.moments = replace(
-            moments,
-            mean=moments.mean.to(device),
-            within={layer: value.to(device) for layer, value in moments.within.items()},
-            across={pair: value.to(device) for pair, value in moments.across.items()},
-        )
+        self.moments = moments.to(self.shift.device)
 
     def _clear(self) -> None:
-        width, device = self.shift.shape[1], self.shift.device
-        self._count = 0
+        self._count, self.just_flushed = 0, True
         self._sum = torch.zeros_like(self.shift)
-        self.just_flushed = True
-        self._within = {layer: torch.zeros((width, width), device=device) for layer in self.layers}
-        self._across = {pair: torch.zeros((width, width), device=device) for pair in self.pairs}
+        for matrices in self._recent:
+            for matrix in matrices.values():
+                matrix.zero_()
 
-    def add(self, states: Float[Tensor, "layer sequence position d"]) -> None:
-        """Take in one batch of residual states of whole windows, each starting at its position 0."""
-        states = states.float()
+    def add(self, states: Float[Tensor, "state sequence position d"], kept: Kept | None = None) -> None:
+        """Take in one batch of states of whole windows, each starting at its position 0.
+
+        Args:
+            states: float32 states are overwritten, which saves the time and room of a copy.
+            kept: which tokens count; needed where the states are not the residual stream itself.
+        """
+        kept = keep(states, self.limits, self.drop_first) if kept is None else kept
+        self.moments = replace(self.moments, dropped=_add_counts(self.moments.dropped, kept.dropped))
+        tokens = kept.tokens.flatten()
+        shifted = states.float().flatten(1, 2).sub_(self.shift[:, None])
+        shifted[:, ~tokens] = 0  # a state at the shift adds nothing to any sum
         self.just_flushed = False
-        kept = self._kept(states)
-        shifted = states[:, kept] - self.shift[:, None]
-        self._count += shifted.shape[1]
+        self._count += int(tokens.sum())
         self._sum += shifted.sum(1)
-        for layer in self.layers:
-            self._within[layer].addmm_(shifted[layer].T, shifted[layer])
-        for i, j in self.pairs:
-            self._across[i, j].addmm_(shifted[i].T, shifted[j])
+        within, across, shuffled = self._recent
+        with _full_precision():
+            for (i, _), matrix in within.items():
+                _add_gram(matrix, shifted[i])
+            for (i, j), matrix in across.items():
+                matrix.addmm_(shifted[i].T, shifted[j])
+            for (i, j), matrix in shuffled.items():
+                # Half a batch away lies another text.
+                other = shifted[j][tokens].roll(self._half(tokens), dims=0)
+                matrix.addmm_(shifted[i][tokens].T, other)
         if self._count >= self.flush_every:
             self.flush()
 
-    def _kept(self, states: Tensor) -> Tensor:
-        massive = (states.norm(dim=-1) > self.limits.to(states.device, states.dtype)[:, None, None]).any(0)
-        first = torch.zeros_like(massive)
-        first[:, 0] = self.drop_first
-        dropped = {"first position": int(first.sum()), "massive": int((massive & ~first).sum())}
-        self.moments = replace(self.moments, dropped=_add_counts(self.moments.dropped, dropped))
-        return ~(massive | first)
+    @staticmethod
+    def _half(tokens: Tensor) -> int:
+        return int(tokens.sum()) // 2
 
     def flush(self) -> None:
-        """Centre what was gathered since the last flush and merge it into the float64 moments."""
+        """Centre what was gathered since the last flush and merge it into the float64 moments, in place."""
         if not self._count:
             return
-        total, count = self._sum.double(), self._count
-
-        def centred(raw: Tensor, i: int, j: int) -> Tensor:
-            return raw.double() - torch.outer(total[i], total[j]) / count
-
-        batch = replace(
-            self.moments,
-            count=count,
-            mean=self.shift.double() + total / count,
-            within={layer: centred(raw, layer, layer) for layer, raw in self._within.items()},
-            across={(i, j): centred(raw, i, j) for (i, j), raw in self._across.items()},
-            dropped={},
-        )
-        self.moments = self.moments + batch
+        former, total, count = self.moments, self._sum.double(), self._count
+        step = self.shift.double() + total / count - former.mean
+        weight = former.count * count / (former.count + count)
+        own = {(i, i): value for i, value in former.within.items()}
+        for recent, merged in zip(self._recent, (own, former.across, former.shuffled), strict=True):
+            for (i, j), raw in recent.items():
+                centred = _mirror(raw) if i == j else raw
+                sums = merged[i, j].add_(centred).addr_(total[i], total[j], alpha=-1 / count)
+                sums.addr_(step[i], step[j], alpha=weight)
+        mean = former.mean + step * (count / (former.count + count))
+        self.moments = replace(former, count=former.count + count, mean=mean)
         self._clear()
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Multiply float32 as float32, whatever the user allows elsewhere: TF32 and bfloat16 lose what is summed here."""
+    former = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(former)
+
+
+def _add_gram(into: Tensor, x: Tensor) -> None:
+    """Add `xᵀx`, but for its lower left quarter, which `_mirror` fills: a quarter of the work saved."""
+    half = x.shape[1] // 2
+    into[:half].addmm_(x[:, :half].T, x)
+    into[half:, half:].addmm_(x[:, half:].T, x[:, half:])
+
+
+def _mirror(gram: Tensor) -> Tensor:
+    half = gram.shape[0] // 2
+    gram[half:, :half] = gram[:half, half:].T
+    return gram
 
 
 def outlier_limits(norms: Float[Tensor, "layer token"], mask: Mask) -> Float[Tensor, " layer"]:

@@ -18,9 +18,8 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import lens
-from lens import collect
 from lens.base.errors import Cancelled, InputError, MemoryEstimateError
-from lens.collect import MomentParts, collect_moments, draw_windows, read_moments
+from lens.collect import MomentParts, collect_moments, draw_windows, gather, read_moments
 from lens.corpora import PARTS, Corpus
 from lens.models.model import Model
 from lens.moments import Accumulator, Moments
@@ -46,9 +45,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small batches, flushed and written often."""
-    monkeypatch.setattr(collect, "_WRITE_EVERY", 0.0)
-    monkeypatch.setattr(collect, "_BATCH_TOKENS", 256)
-    monkeypatch.setattr(collect, "Accumulator", partial(Accumulator, flush_every=512))
+    monkeypatch.setattr(gather, "_WRITE_EVERY", 0.0)
+    monkeypatch.setattr(gather, "_BATCH_TOKENS", 256)
+    monkeypatch.setattr(gather, "Accumulator", partial(Accumulator, flush_every=512))
 
 
 def same(left: MomentParts, right: MomentParts) -> bool:
@@ -450,13 +449,13 @@ def test_damaged_state_is_not_used(tiny: Model, own_cache: Path, tmp_path: Path,
 CHILD = """
 import sys
 from functools import partial
-from lens import collect
+from lens.collect import gather
 from lens.moments import Accumulator
 from tests.test_collect import gather_for_a_kill
 
-collect._WRITE_EVERY = 0.0
-collect._BATCH_TOKENS = 256
-collect.Accumulator = partial(Accumulator, flush_every=512)
+gather._WRITE_EVERY = 0.0
+gather._BATCH_TOKENS = 256
+gather.Accumulator = partial(Accumulator, flush_every=512)
 gather_for_a_kill(lambda step: print(step.label, step.done, flush=True))
 print("done", flush=True)
 """

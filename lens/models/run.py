@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lens.base.errors import AnatomyError, MemoryEstimateError, UnsupportedModelError
 from lens.models.anatomy import Anatomy, hooks_on
+from lens.models.sites import SiteCapture, sites
 
 if TYPE_CHECKING:
     from lens.models.model import Model
@@ -87,21 +88,41 @@ def forward(
 def residual_states(
     module: Any, anatomy: Anatomy, token_ids: Int64[Tensor, "sequence position"], check: Callable[[], None] | None = None
 ) -> Float[Tensor, "layer sequence position d"]:
-    """Residual stream of several texts of one length, without the head.
+    """Residual stream of several texts of one length, without the head; see `block_states`."""
+    return block_states(module, anatomy, token_ids, ("residual",), check)["residual"]
+
+
+def block_states(
+    module: Any,
+    anatomy: Anatomy,
+    token_ids: Int64[Tensor, "sequence position"],
+    parts: Sequence[str],
+    check: Callable[[], None] | None = None,
+) -> dict[str, Float[Tensor, "state sequence position d"]]:
+    """Residual stream, and inputs and outputs of parts of the blocks, for several texts of one length, without the head.
 
     Args:
         module: the causal language model, in evaluation mode.
         anatomy: its parts.
         token_ids: one text a row.
+        parts: `residual`, and any of `lens.models.sites.block_parts`.
         check: called before every block; raising from it stops the pass.
 
-    Memory: `(blocks + 1) · sequences · positions · d` values in the model's dtype.
+    Returns:
+        For `residual`, the states of all layers; for a part of the blocks, what enters it in every block and then
+        what leaves it in every block.
+
+    Memory: `(blocks + 1) · sequences · positions · d` values in the model's dtype for the stream, twice that for each part.
     """
     ids = token_ids.to(anatomy.embedding.weight.device)
-    states = _Capture(anatomy, ids.shape, check)
-    with torch.no_grad(), hooks_on(states.handles):
+    stream = _Capture(anatomy, ids.shape, check)
+    captured: dict[str, Any] = {
+        part: SiteCapture(sites(anatomy, part), ids.shape, anatomy.head.weight.device) for part in parts if part != "residual"
+    }
+    handles = [handle for capture in (stream, *captured.values()) for handle in capture.handles]
+    with torch.no_grad(), hooks_on(handles):
         module.base_model(input_ids=ids, use_cache=False)
-    return states.residual
+    return {part: captured[part].states if part in captured else stream.residual for part in ("residual", *captured)}
 
 
 class _Capture:

@@ -1,0 +1,103 @@
+"""What enters and leaves the parts of every block (attention, MLP, norms), captured in a forward pass."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lens.base.errors import AnatomyError, InputError
+from lens.models.anatomy import Anatomy, Block
+
+_NORM = re.compile(r"norm_(\d+)")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One part of one block: its input is what enters `first`, its output what leaves `last`."""
+
+    path: str
+    first: nn.Module
+    last: nn.Module
+
+
+def block_parts(anatomy: Anatomy) -> tuple[str, ...]:
+    """Parts that every block has: some of `attention`, `mlp`, and `norm_0`, `norm_1`, … in order of definition."""
+    norms = min(len(block.norms) for block in anatomy.blocks)
+    named = [name for name in ("attention", "mlp") if all(getattr(block, name) is not None for block in anatomy.blocks)]
+    return (*named, *(f"norm_{number}" for number in range(norms)))
+
+
+def sites(anatomy: Anatomy, part: str) -> tuple[Site, ...]:
+    """That part of every block, first block to last.
+
+    Raises:
+        InputError: a part that some block does not have.
+    """
+    if part not in block_parts(anatomy):
+        known = ", ".join(block_parts(anatomy)) or "none: its parts could not be told apart"
+        raise InputError(f"The part {part!r} is not in every block", f"one of {known}", "parts=('residual', 'mlp')")
+    return tuple(_site(block, part) for block in anatomy.blocks)
+
+
+def _site(block: Block, part: str) -> Site:
+    norm = _NORM.fullmatch(part)
+    if norm is not None:
+        module = block.norms[int(norm[1])]
+        return Site(f"{block.path}, {part}", module, module)
+    first, last = (block.attention, block.attention) if part == "attention" else block.mlp  # type: ignore[misc]
+    assert first is not None  # checked by the caller
+    assert last is not None
+    return Site(f"{block.path}, {part}", first, last)
+
+
+class SiteCapture:
+    """Hooks that copy what enters and leaves one part of every block.
+
+    Args:
+        found: the part, block by block.
+        shape: sequences and positions.
+        device: where the states are kept.
+    """
+
+    def __init__(self, found: Sequence[Site], shape: Sequence[int], device: torch.device):
+        self.found, self.shape, self.device = found, tuple(shape), device
+        self._states: Tensor | None = None
+        self.handles: list[Any] = []
+        for number, site in enumerate(found):
+            self.handles.append(site.first.register_forward_pre_hook(self._enters(number), with_kwargs=True))
+            self.handles.append(site.last.register_forward_hook(self._leaves(len(found) + number)))
+
+    @property
+    def states(self) -> Tensor:
+        """`[state, sequence, position, d]`: inputs of all blocks' parts, then outputs of all."""
+        assert self._states is not None  # every block ran
+        return self._states
+
+    def _enters(self, place: int):
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._keep(place, args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    def _leaves(self, place: int):
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._keep(place, output[0] if isinstance(output, (tuple, list)) else output)
+
+        return hook
+
+    def _keep(self, place: int, state: Tensor) -> None:
+        # Some families flatten sequences and positions into one axis, which does no harm; another width does.
+        if self._states is None:
+            width = state.numel() // math.prod(self.shape)
+            self._states = torch.empty((2 * len(self.found), *self.shape, width), dtype=state.dtype, device=self.device)
+        kept = self._states[place]
+        if state.numel() != kept.numel():
+            found = f"{self.found[place % len(self.found)].path} handles states of shape {tuple(state.shape)}"
+            raise AnatomyError(found, f"{tuple(kept.shape)}, as elsewhere in the model", "parts=('residual',)")
+        kept.copy_(state.view(kept.shape))
