@@ -91,6 +91,19 @@ const tame = (text) => text.replace(/\p{Cf}/gu, (character) => {
   return `<U+${code.padStart(4, "0")}>`;
 });
 
+/**
+ * How a widget makes its elements: with maker("lens-grid"), make("p.key") is <p class="lens-grid-key">. Children are nodes
+ * or text, never markup.
+ */
+const maker = (prefix) => (what, attributes = {}, ...children) => {
+  const [tag, kind] = what.split(".");
+  const element = document.createElement(tag);
+  if (kind) element.className = `${prefix}-${kind}`;
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+};
+
 /** Gives the notebook cell around a widget its focus back; elsewhere nobody has it. */
 function letGo(root) {
   const cell = root.closest(".jp-Cell[tabindex], .jp-Notebook[tabindex]");

@@ -7,6 +7,7 @@
  * Colours and the page's theme come from theme.js, which stands before this text in the finished module.
  */
 
+const make = maker("lens-grid");
 const SPOKEN = {
   ",": "comma", ".": "full stop", ":": "colon", ";": "semicolon", "-": "hyphen", "–": "dash", "—": "dash",
   "(": "opening bracket", ")": "closing bracket", "\"": "quote", "'": "apostrophe", "!": "exclamation mark",
@@ -70,16 +71,6 @@ const percent = (p) => (p < 0.01 ? "under 1 percent" : `${Math.round(100 * p)} p
 function spoken(word) {
   const name = SPOKEN[bare(word)];
   return name ? `${name} '${word}'` : word;
-}
-
-/** Makes an element: make("p.key") is <p class="lens-grid-key">. Children are nodes or text, never markup. */
-function make(what, attributes = {}, ...children) {
-  const [tag, kind] = what.split(".");
-  const element = document.createElement(tag);
-  if (kind) element.className = `lens-grid-${kind}`;
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
 }
 
 /** Quoted token text, isolated so that a right-to-left token cannot turn the sentence around it. */

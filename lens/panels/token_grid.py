@@ -9,7 +9,6 @@ import traitlets
 
 from lens.figures.page import widget_source
 
-
 # The standard controls of a panel have no widget of their own that could bring their style.
 PANEL_CSS = resources.files("lens.panels").joinpath("panel.css").read_text(encoding="utf-8")
 
