@@ -7,8 +7,9 @@ same thread.
 from __future__ import annotations
 
 import threading
+import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
@@ -23,6 +24,7 @@ class ModelLock:
         self._lock = threading.RLock()
         self._owner: int | None = None
         self._purposes: list[str] = []
+        self._edits: dict[str, str] = {}
 
     @property
     def holder(self) -> str | None:
@@ -56,6 +58,22 @@ class ModelLock:
             if not self._purposes:
                 self._owner = None
             self._lock.release()
+
+    @property
+    def edits(self) -> Mapping[str, str]:
+        """Live edits of the module, their unique names to what they are in words. Other threads cannot run it, and see none."""
+        return self._edits if self.mine else {}
+
+    @contextmanager
+    def edit(self, description: str) -> Iterator[None]:
+        """Keep the model to the end of the block, and say for that time that it is edited."""
+        name = uuid.uuid4().hex
+        with self.hold(f"edited: {description}"):
+            self._edits[name] = description
+            try:
+                yield
+            finally:
+                del self._edits[name]
 
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, ModelLock] = weakref.WeakKeyDictionary()

@@ -109,6 +109,7 @@ class Model:
         """Hexadecimal SHA-256 over the configuration and names, shapes and bytes of all weights and buffers, as they are now.
 
         Rotary frequencies are buffers that no checkpoint holds. Computed anew only when something was written to since.
+        Every edit gives another one, because the map that stands in for a block cannot be told from all others.
         """
         state = dict(self.module.named_buffers()) | self.module.state_dict()
         settings = self.module.config.to_json_string(use_diff=False)
@@ -119,15 +120,22 @@ class Model:
                 digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
                 digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
             self._fingerprint = versions, digest.hexdigest()
-        return self._fingerprint[1]
+        edits = "".join(self.lock.edits)
+        return hashlib.sha256(f"{self._fingerprint[1]}{edits}".encode()).hexdigest() if edits else self._fingerprint[1]
+
+    @property
+    def edits(self) -> tuple[str, ...]:
+        """What is edited in the live module, in words, for the thread that edits it; empty for the model as it was opened."""
+        return tuple(self.lock.edits.values())
 
     def provenance(self) -> dict[str, str]:
-        """Attributes that say where a result came from: model, revision, dtype, device, versions."""
+        """Attributes that say where a result came from: model, revision, dtype, device, live edits, versions."""
         return {
             "model": self.name,
             "model_revision": self.revision,
             "dtype": self.dtype_name,
             "device": self.device.type,
+            **({"edits": "; ".join(self.edits)} if self.edits else {}),
             **library_versions(),
         }
 
