@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from lens.models.load import load as load
     from lens.models.model import Model as Model
     from lens.models.run import Run as Run
+    from lens.probes.compare_lenses import compare_lenses as compare_lenses
+    from lens.probes.early_exit import early_exit as early_exit
     from lens.probes.linearity import linearity as linearity
     from lens.probes.logit_lens import follow_token as follow_token
     from lens.probes.logit_lens import logit_lens as logit_lens
     from lens.probes.shortcuts import fit_shortcuts as fit_shortcuts
     from lens.probes.shortcuts import load_shortcuts as load_shortcuts
+    from lens.probes.shortcuts import noise_floor as noise_floor
     from lens.probes.verdict import document_interval as document_interval
     from lens.probes.verdict import verdict as verdict
 
@@ -42,6 +45,9 @@ _PUBLIC = {
     "collect_moments": "lens.collect:collect_moments",
     "fit_shortcuts": "lens.probes.shortcuts:fit_shortcuts",
     "load_shortcuts": "lens.probes.shortcuts:load_shortcuts",
+    "noise_floor": "lens.probes.shortcuts:noise_floor",
+    "compare_lenses": "lens.probes.compare_lenses:compare_lenses",
+    "early_exit": "lens.probes.early_exit:early_exit",
     "linearity": "lens.probes.linearity:linearity",
     "document_interval": "lens.probes.verdict:document_interval",
     "verdict": "lens.probes.verdict:verdict",

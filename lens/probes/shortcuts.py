@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from lens.base.errors import InputError
 from lens.base.files import atomic_file
 from lens.models.model import Model
+from lens.models.run import Run
 from lens.moments import Moments, Pair
 from lens.probes.dataset import fit_provenance, variable
 
@@ -65,13 +66,16 @@ class Shortcuts:
     """Maps between residual states of one model.
 
     Attributes:
-        maps: pair (from_layer, to_layer) to its map.
+        maps: pair (from_layer, to_layer) to its map; for a part of the blocks, pair (b, B + b) to the map from what
+            enters it in block b of B to what leaves it.
         ridge: pair to the ridge it was fitted with, as a share of the mean variance.
+        error: pair to the mean squared error per token on the fitted text.
         source: what they were fitted on (model, corpus, tokens, …).
     """
 
     maps: Mapping[Pair, AffineMap]
     ridge: Mapping[Pair, float]
+    error: Mapping[Pair, float]
     source: Mapping[str, Any]
     kind: ClassVar[str] = "shortcut"
 
@@ -96,9 +100,20 @@ class Shortcuts:
         return int(self.source["layers"])
 
     @property
+    def of_part(self) -> str:
+        """What the maps lead through: `residual`, or the part of the blocks that they stand for."""
+        return str(self.source.get("states", "residual"))
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """Layers with a map to the last one."""
-        return tuple(i for i, j in self.pairs if j == self.last)
+        return tuple(i for i, j in self.pairs if j == self.last) if self.of_part == "residual" else ()
+
+    @property
+    def stand_ins(self) -> dict[int, AffineMap]:
+        """Block to the map that can stand for it, or for its part: from layer b to b + 1, or from its input to its output."""
+        step = 1 if self.of_part == "residual" else self.last
+        return {i: self.maps[i, j] for i, j in self.pairs if j - i == step}
 
     def translate(self, layer: int, states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """States of `layer` carried to the last layer.
@@ -116,8 +131,8 @@ class Shortcuts:
         """R² of every map on moments that the fit has not seen.
 
         Returns:
-            Dataset over `pair` (coordinates `from_layer`, `to_layer`) with `r2_pooled` (energy weighted),
-            `r2_uniform` (mean over coordinates, as the paper plots), the same for the identity
+            Dataset over `pair` (coordinates `from_layer`, `to_layer`; `block` for a part of the blocks) with
+            `r2_pooled` (energy weighted), `r2_uniform` (mean over coordinates, as the paper plots), the same for the identity
             (`identity_r2_pooled`), and `null_r2`, the expected held-out R² of a map fitted on as many
             independent Gaussian tokens. Pure numbers, at most 1.
 
@@ -137,12 +152,29 @@ class Shortcuts:
         attrs = {"source": SOURCE, "probe": "shortcuts", "tokens_fitted": trained, "tokens_scored": moments.count}
         return xr.Dataset(
             {name: variable(("pair",), columns[name], label) for name, label in names.items()},
-            coords={
-                "from_layer": variable(("pair",), np.array([i for i, _ in self.pairs]), "layer that the map starts from"),
-                "to_layer": variable(("pair",), np.array([j for _, j in self.pairs]), "layer that the map leads to"),
-            },
-            attrs={**attrs, **fit_provenance(self.source)},
+            coords=pair_coordinates(self.pairs, self.of_part),
+            attrs={**attrs, "part": self.of_part, **fit_provenance(self.source)},
         )
+
+    def strangeness(self, run: Run) -> xr.DataArray:
+        """How much worse the maps to the last layer do on a text than on the text they were fitted on.
+
+        Returns:
+            Array over `layer`: mean squared error per token of this run over that of the fit. About 1 where the text
+            is of the fitted kind; position 0, which the fit leaves out, is left out here too.
+
+        Raises:
+            InputError: a single token, another model, or no map to the last layer.
+        """
+        self.require_model(run.model)
+        if len(run) < 2 or not self.layers:
+            raise InputError(f"{len(run)} tokens and {len(self.layers)} maps to the end", "two or more, and one", "a longer text")
+        final = run.residual[-1, 1:].double()
+        errors = [(self.translate(i, run.residual[i, 1:]).double() - final).square().sum(-1).mean() for i in self.layers]
+        ratios = np.array([float(e) / self.error[i, self.last] for e, i in zip(errors, self.layers, strict=True)])
+        label = "squared error on this text over that of the fit"
+        coordinates = {"layer": variable(("layer",), np.array(self.layers), "layer that the map starts from")}
+        return xr.DataArray(variable(("layer",), ratios, label), coords=coordinates, name="strangeness")
 
     def save(self, path: Path | str) -> Path:
         """Write the maps as safetensors, provenance included; atomically."""
@@ -152,7 +184,8 @@ class Shortcuts:
         for (i, j), found in self.maps.items():
             parts = {"matrix": found.matrix, "mean_from": found.mean_from, "mean_to": found.mean_to}
             tensors |= {f"{i}.{j}.{name}": part.float().cpu().contiguous() for name, part in parts.items()}
-        facts = {"format": _FORMAT, "source": dict(self.source), "ridge": {f"{i}.{j}": r for (i, j), r in self.ridge.items()}}
+        numbers = {name: {f"{i}.{j}": x for (i, j), x in getattr(self, name).items()} for name in ("ridge", "error")}
+        facts = {"format": _FORMAT, "source": dict(self.source), **numbers}
         with atomic_file(path) as temporary:
             save_file(tensors, temporary, metadata={"lens": json.dumps(facts)})
         return Path(path)
@@ -176,24 +209,31 @@ def load_shortcuts(path: Path | str, model: Model) -> Shortcuts:
         ) from error
     pairs = [(int(i), int(j)) for i, j in (name.split(".") for name in facts["ridge"])]
     maps = {(i, j): AffineMap(*(tensors[f"{i}.{j}.{part}"] for part in ("matrix", "mean_from", "mean_to"))) for i, j in pairs}
-    found = Shortcuts(maps, {pair: facts["ridge"][f"{pair[0]}.{pair[1]}"] for pair in pairs}, facts["source"])
+    ridge, error = ({(i, j): facts[name][f"{i}.{j}"] for i, j in pairs} for name in ("ridge", "error"))
+    found = Shortcuts(maps, ridge, error, facts["source"])
     found.require_model(model)
     return found
 
 
 def fit_shortcuts(
-    moments: Moments, *, ridge: float | None = 1e-4, validation: Moments | None = None, pairs: Sequence[Pair] | None = None
+    moments: Moments,
+    *,
+    ridge: float | None = 1e-4,
+    bias: bool = True,
+    validation: Moments | None = None,
+    pairs: Sequence[Pair] | None = None,
 ) -> Shortcuts:
     """Fit affine maps in closed form.
 
     Args:
-        moments: of the training part.
+        moments: of the training part, of the residual stream or of a part of the blocks.
         ridge: penalty as a share of the mean variance of the source state; None chooses it per pair
             among 1e-6 … 1e-1 on `validation`.
+        bias: False fits a map through the origin, as the paper does; its error also counts the means.
         validation: moments of text that is neither fitted nor scored on; needed when `ridge` is None.
         pairs: which maps; by default all pairs of the moments.
 
-    Cost: one Cholesky factorisation of `[d, d]` per source layer and ridge, one product per pair.
+    Cost: one Cholesky factorisation of `[d, d]` per map and ridge, and one product.
 
     Raises:
         InputError: too few tokens (fewer than the width), a missing pair, or no validation moments.
@@ -214,15 +254,68 @@ def fit_shortcuts(
     ridges: dict[Pair, float] = {}
     for pair in chosen:
         options = RIDGES if ridge is None else (ridge,)
-        fitted = {option: _fit_pair(moments, pair, option) for option in options}
+        fitted = {option: _fit_pair(moments, pair, option, bias) for option in options}
         best = max(options, key=lambda o: _score_pair(fitted[o], validation, pair)["r2_pooled"]) if validation else options[0]
         maps[pair], ridges[pair] = fitted[best], best
-    return Shortcuts(maps, ridges, {**moments.source, "count": moments.count})
+    error = {pair: float(coordinate_errors(found, moments, pair).sum()) / moments.count for pair, found in maps.items()}
+    return Shortcuts(maps, ridges, error, {**moments.source, "count": moments.count, "bias": int(bias)})
 
 
-def _fit_pair(moments: Moments, pair: Pair, ridge: float) -> AffineMap:
+def _fit_pair(moments: Moments, pair: Pair, ridge: float, bias: bool) -> AffineMap:
     i, j = pair
-    return AffineMap(solve_ridge(moments.within[i], moments.across[pair], ridge), moments.mean[i], moments.mean[j])
+    before, after = moments.mean[i], moments.mean[j]
+    if bias:
+        return AffineMap(solve_ridge(moments.within[i], moments.across[pair], ridge), before, after)
+    within = torch.addr(moments.within[i], before, before, alpha=moments.count)
+    across = torch.addr(moments.across[pair], before, after, alpha=moments.count)
+    return AffineMap(solve_ridge(within, across, ridge), torch.zeros_like(before), torch.zeros_like(after))
+
+
+def noise_floor(train: Moments, test: Moments, *, ridge: float = 1e-4) -> xr.Dataset:
+    """What the same fit scores where there is nothing to find: targets of other tokens.
+
+    Args:
+        train, test: moments that kept one or two shuffled pairs, as `collect_moments` does.
+        ridge: as in the fit that is judged.
+
+    Returns:
+        Dataset over `pair` (coordinates as for `Shortcuts.score`), pure numbers: `shuffled_r2`, the held-out R² of
+        maps fitted on shuffled tokens and scored on shuffled tokens; `shuffled_r2_in_sample`, on the tokens that were
+        fitted; `null_r2` and `null_r2_in_sample`, what independent Gaussian states would give.
+
+    Raises:
+        InputError: no shuffled pair, or no more tokens than the stream is wide.
+    """
+    pairs = tuple(sorted(set(train.shuffled) & set(test.shuffled)))
+    if not pairs or train.count <= train.width:
+        found = f"{len(pairs)} shuffled pairs and {train.count} tokens"
+        raise InputError(found, f"one pair and more than {train.width} tokens", "moments from collect_moments")
+    rows = []
+    for i, j in pairs:
+        matrix = solve_ridge(train.within[i], train.shuffled[i, j], ridge)
+        fitted = AffineMap(matrix, train.mean[i], train.mean[j])
+        scores = [_score_pair(fitted, replace(m, across=m.shuffled), (i, j))["r2_pooled"] for m in (test, train)]
+        rows.append((*scores, held_out_null(train.count, train.width), in_sample_null(train.count, train.width)))
+    names = ("shuffled_r2", "shuffled_r2_in_sample", "null_r2", "null_r2_in_sample")
+    labels = ("held-out R² on shuffled tokens", "R² on the fitted, shuffled tokens")
+    labels += ("held-out R² expected of Gaussian noise", "R² expected of Gaussian noise on the fitted tokens")
+    columns = zip(names, labels, np.array(rows).T, strict=True)
+    facts = {"source": SOURCE, "probe": "noise_floor", "ridge": ridge, "tokens_fitted": train.count, "tokens_scored": test.count}
+    return xr.Dataset(
+        {name: variable(("pair",), values, label) for name, label, values in columns},
+        coords=pair_coordinates(pairs, str(train.source.get("states", "residual"))),
+        attrs={**facts, **fit_provenance(train.source)},
+    )
+
+
+def pair_coordinates(pairs: Sequence[Pair], part: str) -> dict[str, xr.Variable]:
+    """Coordinates of a `pair` dimension: layers for the residual stream, the block for a part of the blocks."""
+    if part != "residual":
+        return {"block": variable(("pair",), np.array([i for i, _ in pairs]), f"block whose {part} the map stands for")}
+    return {
+        "from_layer": variable(("pair",), np.array([i for i, _ in pairs]), "layer that the map starts from"),
+        "to_layer": variable(("pair",), np.array([j for _, j in pairs]), "layer that the map leads to"),
+    }
 
 
 def _score_pair(fitted: AffineMap, moments: Moments, pair: Pair) -> dict[str, float]:
@@ -230,10 +323,8 @@ def _score_pair(fitted: AffineMap, moments: Moments, pair: Pair) -> dict[str, fl
     if pair not in moments.across or pair[1] not in moments.within:
         raise InputError(f"The moments lack the pair {pair}", f"some of {list(moments.pairs)[:4]} …", "the same pairs as the fit")
     i, j = pair
-    matrix = fitted.matrix.double()
-    offset = (moments.mean[j] - fitted.mean_to.double()) - (moments.mean[i] - fitted.mean_from.double()) @ matrix
     total = moments.within[j].diagonal()
-    error = squared_error(moments.within[i], moments.across[pair], total, matrix) + moments.count * offset**2
+    error = coordinate_errors(fitted, moments, pair)
     step = moments.mean[j] - moments.mean[i]
     unchanged = total - 2 * moments.across[pair].diagonal() + moments.within[i].diagonal() + moments.count * step**2
     return {
@@ -241,6 +332,15 @@ def _score_pair(fitted: AffineMap, moments: Moments, pair: Pair) -> dict[str, fl
         "r2_uniform": float((1 - error / total).mean()),
         "identity_r2_pooled": float(1 - unchanged.sum() / total.sum()),
     }
+
+
+def coordinate_errors(fitted: AffineMap, moments: Moments, pair: Pair) -> Float[Tensor, " d"]:
+    """`Σ (y − ŷ)²` of a map over all tokens of moments, per target coordinate, from the moments alone."""
+    i, j = pair
+    matrix = fitted.matrix.double()
+    offset = (moments.mean[j] - fitted.mean_to.double()) - (moments.mean[i] - fitted.mean_from.double()) @ matrix
+    error = squared_error(moments.within[i], moments.across[pair], moments.within[j].diagonal(), matrix)
+    return error + moments.count * offset**2
 
 
 def squared_error(

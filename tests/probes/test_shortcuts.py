@@ -12,7 +12,16 @@ import xarray as xr
 import lens
 from lens.base.errors import InputError
 from lens.moments import Accumulator, Moments
-from lens.probes.shortcuts import RIDGES, AffineMap, fit_shortcuts, held_out_null, in_sample_null, load_shortcuts, solve_ridge
+from lens.probes.shortcuts import (
+    RIDGES,
+    AffineMap,
+    fit_shortcuts,
+    held_out_null,
+    in_sample_null,
+    load_shortcuts,
+    noise_floor,
+    solve_ridge,
+)
 from tests.models.families import build
 
 
@@ -157,7 +166,7 @@ def test_lens_through_maps_reads_the_mapped_states_and_leaves_the_last_layer(tin
 def test_saved_and_read_again(tiny, fitted, tmp_path):
     again = load_shortcuts(fitted.save(tmp_path / "maps.safetensors"), tiny)
     assert again.pairs == fitted.pairs
-    assert again.ridge == dict(fitted.ridge)
+    assert (again.ridge, again.error) == (dict(fitted.ridge), dict(fitted.error))
     assert again.source == dict(fitted.source)
     assert torch.equal(again.maps[0, 3].matrix, fitted.maps[0, 3].matrix.float())
 
@@ -198,3 +207,85 @@ def test_smollm2_shortcuts_read_held_out_prose_better_than_the_plain_lens(smollm
     scores = shortcuts.score(moments.test)
     assert (scores.r2_pooled > scores.identity_r2_pooled + 0.1).all()
     assert (scores.r2_pooled > scores.null_r2).all()
+
+
+def test_without_bias_it_is_least_squares_through_the_origin():
+    """As scikit-learn's `LinearRegression(fit_intercept=False)`, which the paper uses."""
+    x = torch.randn(500, 6, dtype=torch.float64) + 3
+    y = x @ torch.randn(6, 6, dtype=torch.float64) + 5 + 0.1 * torch.randn(500, 6, dtype=torch.float64)
+    found = fit_shortcuts(moments_of(x, y), ridge=0.0, bias=False)
+    expected = torch.linalg.lstsq(x, y).solution
+    assert (found.maps[0, 1].matrix - expected).abs().max() < 1e-9
+    assert found.maps[0, 1](torch.zeros(1, 6, dtype=torch.float64)).abs().max() == 0
+    assert found.error[0, 1] == pytest.approx(float((x @ expected - y).square().sum(1).mean()), rel=1e-9)
+
+
+def test_error_is_the_mean_squared_error_of_the_fit():
+    x, noise = torch.randn(2, 4000, 8, dtype=torch.float64)
+    found = fit_shortcuts(moments_of(x, x @ torch.randn(8, 8, dtype=torch.float64) + noise), ridge=0.0)
+    assert found.error[0, 1] == pytest.approx(8 * (1 - 9 / 4000), rel=0.05)
+
+
+def test_noise_floor_is_the_score_of_shuffled_tokens():
+    """Perfectly linear but for the shuffling: the shuffled pair and the analytic null agree."""
+
+    def gathered(seed: int) -> Moments:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(4000, 50, generator=generator)
+        states = torch.stack([x, 3 * x])  # perfectly linear, but not across tokens
+        limits = torch.full((2,), torch.inf)
+        into = Accumulator(torch.zeros(2, 50), limits, [(0, 1)], drop_first=False, source={}, shuffled=[(0, 1)])
+        into.add(states[:, None].clone())
+        into.flush()
+        return into.moments
+
+    train, test = gathered(0), gathered(1)
+    assert float(fit_shortcuts(train).score(test).r2_pooled[0]) > 0.999
+    found = noise_floor(train, test, ridge=0.0)
+    assert float(found.shuffled_r2[0]) == pytest.approx(float(found.null_r2[0]), abs=0.004)
+    assert float(found.shuffled_r2_in_sample[0]) == pytest.approx(50 / 3999, abs=0.004)
+    with pytest.raises(InputError, match="0 shuffled pairs"):
+        noise_floor(noise(100, 10, 0), noise(100, 10, 1))
+
+
+def test_strangeness_is_the_error_on_this_text_over_that_of_the_fit(tiny, fitted):
+    run = tiny.run("w3 w1 w4 w1 w5 w9")
+    found = fitted.strangeness(run)
+    assert found.layer.values.tolist() == [0, 1, 2]
+    for layer in range(3):
+        wrong = fitted.maps[layer, 3](run.residual[layer]) - run.residual[3]
+        expected = wrong[1:].square().sum(1).mean() / fitted.error[layer, 3]
+        assert float(found.sel(layer=layer)) == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(InputError, match="1 tokens"):
+        fitted.strangeness(tiny.run([5]))
+
+
+def test_prose_is_strange_to_a_fit_on_docstrings(smollm2):
+    """What warns a reader: about 1 on text of the fitted kind, above 2 on text for which the maps are of little use."""
+    fitted = fit_shortcuts(
+        lens.collect_moments(smollm2, lens.corpus("docstrings"), tokens=3072, pairs="to_final").train, ridge=1e-2
+    )
+
+    def strangeness(corpus: str) -> float:
+        documents = [d.text for d in lens.corpus(corpus).part("test") if len(d.text) > 500][:2]
+        runs = [smollm2.run(smollm2.encode_bare(text)[:96], logits=False) for text in documents]
+        return float(np.mean([fitted.strangeness(run).median() for run in runs]))
+
+    assert strangeness("docstrings") < 2 < strangeness("wikipedia")
+
+
+def test_maps_of_parts_of_the_blocks(tiny):
+    """What enters and leaves an MLP are states b and 3 + b; each map can stand for its block, and none leads to the end."""
+    words = np.random.default_rng(5).integers(4, 128, (80, 40))
+    corpus = lens.corpus([" ".join(f"w{word}" for word in row) for row in words])
+    moments = lens.collect_moments(tiny, corpus, tokens=1500, parts=("residual", "mlp"), window=40)
+    found = fit_shortcuts(moments["mlp"].train)
+    assert (found.of_part, found.pairs, found.layers) == ("mlp", ((0, 3), (1, 4), (2, 5)), ())
+    assert sorted(found.stand_ins) == [0, 1, 2]
+    score = found.score(moments["mlp"].test)
+    assert score.block.values.tolist() == [0, 1, 2]
+    assert "to_layer" not in score.coords
+    whole = fit_shortcuts(moments.train)
+    assert whole.stand_ins[1] is whole.maps[1, 2]
+    with pytest.raises(InputError, match="no moments of 'attention'"):
+        moments["attention"]
