@@ -42,9 +42,9 @@ SERIES_COLOURS = {
     "rotation": PURPLE,
     "linear": GREEN,
     # parts of a block
-    "block": BLACK,
+    "block": BLUE,
     "attention": ORANGE,
-    "mlp": SKY,
+    "mlp": PURPLE,
     # two ways of measuring one thing
     "held out": BLUE,
     "in sample": ORANGE,
@@ -57,6 +57,9 @@ SERIES_COLOURS = {
 MOST_POINTS = 2_000
 MOST_CELLS = 10_000
 MOST_BARS = 4  # bars beside each other; beyond, their fills cannot be told apart
+
+SCRIPTS = ("theme.js", "chart_plot.js", "chart_series.js", "chart_map.js", "chart.js")
+STYLES = ("theme.css", "chart.css")
 
 Axis = dict[str, Any]
 Plot = dict[str, Any]
@@ -90,17 +93,10 @@ def axis(
     if range is not None:
         low, high = (float(end) for end in range)
         if not (np.isfinite([low, high]).all() and low < high and (scale == "linear" or low > 0)):
-            raise InputError(
-                f"The range of {title!r} is {low:g} to {high:g}",
-                "two finite ends, the smaller first, positive for log",
-                "range=None",
-            )
-    found: Axis = {
-        "title": title,
-        "unit": unit,
-        "scale": scale,
-        "range": None if range is None else [float(end) for end in range],
-    }
+            needed = "two finite ends, the smaller first, positive on a log scale"
+            raise InputError(f"The range of {title!r} is {low:g} to {high:g}", needed, "range=None")
+    ends = None if range is None else [float(end) for end in range]
+    found: Axis = {"title": title, "unit": unit, "scale": scale, "range": ends}
     return found if labels is None else {**found, "labels": [str(label) for label in labels]}
 
 
@@ -126,9 +122,7 @@ def series(
         InputError: an interval with one end or another length, or an unknown colour.
     """
     if (low is None) != (high is None):
-        raise InputError(
-            f"The interval of {name!r} has one end", "low and high, or neither", "series(name, values, low=…, high=…)"
-        )
+        raise InputError(f"The interval of {name!r} has one end", "low and high, or neither", "series(…, low=…, high=…)")
     if colour is not None and colour not in MARKS:
         raise InputError(f"The colour is {colour!r}", f"one of {', '.join(MARKS)}", "colour=None")
     one = {"name": name, "values": _vector(values, name), "colour": colour or SERIES_COLOURS.get(name)}
@@ -136,11 +130,8 @@ def series(
         return one
     ends = {"low": _vector(low, name), "high": _vector(high, name)}
     if any(len(end) != len(one["values"]) for end in ends.values()):
-        raise InputError(
-            f"The interval of {name!r} has another length than its values",
-            "one interval for each value",
-            "low and high of the values' length",
-        )
+        what = f"The interval of {name!r} has another length than its values"
+        raise InputError(what, "one interval for each value", "low and high of the values' length")
     return {**one, **ends}
 
 
@@ -267,16 +258,16 @@ def heat_map(
     columns, rows = _increasing(x, name), _increasing(y, name)
     cells = np.asarray(values, dtype=float)
     if cells.shape != (len(rows), len(columns)):
-        raise InputError(
-            f"The values of {name!r} have shape {cells.shape}", f"(y, x) = ({len(rows)}, {len(columns)})", "values.T"
-        )
+        needed = f"(y, x) = ({len(rows)}, {len(columns)})"
+        raise InputError(f"The values of {name!r} have shape {cells.shape}", needed, "values.T")
     if cells.size > MOST_CELLS:
         raise InputError(f"{name!r} has {cells.size:,} cells", f"at most {MOST_CELLS:,}", "every second row and column")
     value = _axis(value_axis)
     value["range"] = value["range"] or _cell_range(cells, signed)
     if value["scale"] == "log" or (signed and value["range"][0] != -value["range"][1]):
-        raise InputError(f"{value['title']!r} runs on a {value['scale']} scale from {value['range'][0]:g} to {value['range'][1]:g}",
-                         "a linear scale, symmetric if signed", "range=(-1, 1)")  # fmt: skip
+        low, high = value["range"]
+        found = f"{value['title']!r} runs on a {value['scale']} scale from {low:g} to {high:g}"
+        raise InputError(found, "a linear scale, symmetric if signed", "range=(-1, 1)")
     return {"kind": "heat_map", "name": name, "title": title, "x": {**_labelled(_axis(x_axis), len(columns)), "values": columns},
             "y": {**_labelled(_axis(y_axis), len(rows)), "values": rows}, "value": {**value, "signed": signed},
             "values": [[_plain(cell) for cell in row] for row in cells]}  # fmt: skip
@@ -311,9 +302,8 @@ def _vector(values: ArrayLike, name: str) -> list[float | int | None]:
 def _increasing(values: Any, name: str) -> list[float]:
     found = np.asarray(values, dtype=float)
     if found.ndim != 1 or not 0 < found.size <= MOST_POINTS or not np.isfinite(found).all() or (np.diff(found) <= 0).any():
-        raise InputError(
-            f"An axis of {name!r} has shape {found.shape}", f"1 to {MOST_POINTS:,} finite numbers that increase", "np.unique(x)"
-        )
+        needed = f"1 to {MOST_POINTS:,} finite numbers that increase"
+        raise InputError(f"An axis of {name!r} has shape {found.shape}", needed, "np.unique(x)")
     return [int(value) if value.is_integer() else float(f"{value:.7g}") for value in found.tolist()]
 
 
@@ -336,8 +326,9 @@ def _coloured(given: SeriesLike, count: int, name: str) -> list[dict[str, Any]]:
     taken = [one["colour"] for one in found if one["colour"]]
     free = iter([colour for colour in MARKS if colour not in taken])
     if not 0 < len(found) <= len(MARKS) or len(set(taken)) < len(taken):
-        raise InputError(f"{name!r} has {len(found)} series in {len(set(taken))} fixed colours", f"1 to {len(MARKS)} series, each in a colour of its own",
-                         "two plots, or series(…, colour=…)")  # fmt: skip
+        what = f"{name!r} has {len(found)} series, {len(taken)} of them in {len(set(taken))} fixed colours"
+        needed = f"1 to {len(MARKS)} series, each in a colour of its own"
+        raise InputError(what, needed, "two plots, or series(…, colour=…)")
     for one in found:
         one["colour"] = one["colour"] or next(free)
         one["marker"] = MARKS[one["colour"]]
@@ -397,7 +388,7 @@ def _round_range(values: np.ndarray, scale: Scale, name: str) -> list[float]:
     low, high = float(values.min()), float(values.max())
     if low == high:
         low, high = (low - 0.5, high + 0.5) if low else (0.0, 1.0)
-    step = _round_step((high - low) / 4)
+    step = _round_step((high - low) / 8)
     return [float(f"{step * np.floor(low / step + 1e-9):.6g}"), float(f"{step * np.ceil(high / step - 1e-9):.6g}")]
 
 

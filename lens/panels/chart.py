@@ -5,6 +5,7 @@ from __future__ import annotations
 import anywidget
 import traitlets
 
+from lens.figures.chart import SCRIPTS, STYLES
 from lens.figures.page import widget_source
 from lens.panels.token_grid import PANEL_CSS
 
@@ -17,8 +18,8 @@ class Chart(anywidget.AnyWidget):
     one is computed.
     """
 
-    _esm = widget_source("theme.js", "chart.js")
-    _css = widget_source("theme.css", "chart.css") + PANEL_CSS
+    _esm = widget_source(*SCRIPTS)
+    _css = widget_source(*STYLES) + PANEL_CSS
 
     spec = traitlets.Dict().tag(sync=True)
     selected = traitlets.Dict().tag(sync=True)

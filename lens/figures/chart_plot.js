@@ -1,0 +1,350 @@
+/**
+ * What every plot of a chart shares: elements that are kept and changed, numbers as texts, axes, and places that a reader
+ * walks over. Python puts this text between theme.js and the kinds of plot.
+ */
+
+const make = maker("lens-chart");
+const SIZE = 12; // of all text in a plot, in pixels
+const MAP_SIDE = 480; // the tallest heat map
+const PLOT_HEIGHT = 210; // of curves and columns
+const ORANGE = { light: [186, 84, 0], dark: [255, 168, 84] }; // the far end of a signed map
+const LEAST = 3; // contrast of lines and marks with the surface
+const EMPTY = { spec: {}, selected: {}, busy: {} };
+
+/** Marks around (0, 0), of about the same weight. Those without an inside are drawn as strokes. */
+const MARK = {
+  circle: "m-3.4 0a3.4 3.4 0 1 0 6.8 0a3.4 3.4 0 1 0-6.8 0z", square: "m-3-3h6v6h-6z",
+  diamond: "m0-4.3l4.3 4.3l-4.3 4.3l-4.3-4.3z", triangle: "m0-4.2l4 7h-8z", wedge: "m0 4.2l-4-7h8z",
+  plus: "m0-4v8m-4-4h8", cross: "m-3-3l6 6m0-6l-6 6",
+};
+const OPEN = new Set(["plus", "cross"]);
+
+// ── Elements ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** Sets what differs; an attribute set to the value that it has would still cost a style pass. */
+function put(element, attributes) {
+  for (const name in attributes) {
+    const value = String(attributes[name]);
+    if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+  }
+  return element;
+}
+
+function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** Makes an SVG element: shape("path.line") is <path class="lens-chart-line">. */
+function shape(what, attributes = {}) {
+  const [tag, kind] = what.split(".");
+  const element = document.createElementNS(SVG, tag);
+  if (kind) element.setAttribute("class", `lens-chart-${kind}`);
+  return put(element, attributes);
+}
+
+/** The children of an element, made or removed until there are `count`. */
+function pool(parent, count, create) {
+  while (parent.childElementCount > count) parent.lastElementChild.remove();
+  while (parent.childElementCount < count) parent.append(create(parent.childElementCount));
+  return parent.children;
+}
+
+let canvas;
+
+/** Width of a text in pixels, before it is drawn. */
+function measure(text, family) {
+  canvas ??= document.createElement("canvas").getContext("2d");
+  canvas.font = `${SIZE}px ${family}`;
+  return canvas.measureText(text).width;
+}
+
+// ── Numbers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+const known = (value) => value !== null && value !== undefined;
+const minus = (text) => text.replace("-", "\u2212"); // as wide as a digit
+const power = (n) => `10${[...String(n)].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("")}`;
+
+/** Three significant digits, or all of a whole number. */
+function number(value) {
+  if (!known(value)) return "—";
+  const size = Math.abs(value);
+  if (Number.isInteger(value) || size >= 1000) return minus(Math.round(value).toLocaleString("en-US"));
+  if (size >= 0.001) return minus(value.toPrecision(3));
+  const [digits, exponent] = value.toExponential(1).split("e");
+  return `${minus(digits)}·${power(Number(exponent))}`;
+}
+
+const titled = ({ title, unit }) => (unit ? `${tame(title)} (${tame(unit)})` : tame(title));
+const withUnit = (text, { unit }) => (unit ? `${text}${unit === "°" ? "" : "\u00a0"}${tame(unit)}` : text);
+
+/** A writer of an axis' values, all with the same decimals, so that they stand under each other and do not dance. */
+function evenly({ range, scale }, values) {
+  if (scale === "log") return number;
+  const most = 0.999 * Math.max(...range.map(Math.abs));
+  const fine = most < 1 ? Math.min(9, 2 - Math.floor(Math.log10(most))) : Math.max(0, 3 - Math.max(1, Math.floor(Math.log10(most))));
+  const digits = values.filter(known).every(Number.isInteger) ? 0 : fine;
+  const format = new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  return (value) => {
+    const vanishes = !known(value) || (value !== 0 && Math.abs(value) < 0.5 * 10 ** -digits);
+    return vanishes ? number(value) : minus(format.format(value));
+  };
+}
+
+/** Round numbers between two ends, at most `most` of them; only whole ones where the data are. */
+function ticks([low, high], scale, most, whole = false) {
+  if (scale === "log") return decades(low, high, most);
+  const raw = (high - low) / Math.max(1, most - 1);
+  const unit = 10 ** Math.floor(Math.log10(raw));
+  const rough = unit * [1, 2, 5, 10].find((factor) => factor * unit >= raw * (1 - 1e-9));
+  const step = whole ? Math.max(1, rough) : rough;
+  const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  const first = Math.ceil(low / step - 1e-9);
+  const count = Math.floor(high / step + 1e-9) - first + 1;
+  return Array.from({ length: Math.max(0, count) }, (_, n) => {
+    const value = (first + n) * step || 0; // no -0
+    const text = value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+    return { value, text: minus(text) };
+  });
+}
+
+function decades(low, high, most) {
+  const [from, to] = [Math.floor(Math.log10(low) + 1e-9), Math.floor(Math.log10(high) + 1e-9)];
+  const every = Math.max(1, Math.ceil((to - from + 1) / most));
+  const factors = 3 * (to - from + 1) <= most + 2 ? [1, 2, 5] : [1];
+  const found = [];
+  for (let n = from; n <= to; n += every) {
+    const far = n < -3 || n > 4;
+    for (const factor of far ? [1] : factors) {
+      const value = Number(`${factor}e${n}`);
+      if (value < low * (1 - 1e-9) || value > high * (1 + 1e-9)) continue;
+      found.push({ value, text: far ? power(n) : value.toLocaleString("en-US", { maximumFractionDigits: 3 }) });
+    }
+  }
+  return found;
+}
+
+/** Where a value lies between two ends, 0..1 inside; undefined where there is none. */
+function share(value, { range: [low, high], scale }) {
+  if (!known(value) || (scale === "log" && value <= 0)) return undefined;
+  return scale === "log" ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low);
+}
+
+const nearest = (values, wanted) => values.reduce(
+  (best, value, n) => (Math.abs(value - wanted) < Math.abs(values[best] - wanted) ? n : best), 0);
+
+const bytes = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+
+/** A colour of the same hue that is seen on the surface. */
+function seen(hex, surface) {
+  const [lightness, ...hue] = toLab(bytes(hex));
+  const step = isDark(surface) ? 0.02 : -0.02;
+  for (let n = 0; n < 50; n += 1) {
+    const colour = fromLab([lightness + n * step, ...hue]);
+    if (contrast(colour, surface) >= LEAST) return css(colour);
+  }
+  return "currentColor";
+}
+
+// ── Plots ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** What all plots share: titles, axes, the read-out, and spots that a reader walks over. */
+class Plot {
+  constructor(view) {
+    this.view = view;
+    this.hover = null;
+    this.focus = null;
+    this.title = make("h3");
+    this.readout = make("p.readout", { "aria-live": "polite", "aria-atomic": "true" });
+    this.at = make("span.at");
+    this.entries = make("span.entries");
+    this.readout.append(this.at, this.entries);
+    this.yTitle = make("span", { "aria-hidden": "true" });
+    this.key = make("span.key", { hidden: "" });
+    this.xTitle = make("p.x", { "aria-hidden": "true" });
+    this.svg = shape("svg.svg");
+    this.parts = {};
+    this.element = make("figure.plot", {}, this.title, this.readout, make("div.head", {}, this.yTitle, this.key),
+      make("div.body", {}, this.svg, this.xTitle));
+    this.listen();
+  }
+
+  listen() {
+    const on = (event, handler) => this.svg.addEventListener(event, (e) => handler(e, this.spotOf(e.target)));
+    on("pointerover", (_, spot) => { this.hover = spot; this.showAt(); });
+    on("pointerleave", () => { this.hover = null; this.showAt(); });
+    on("click", (_, spot) => { if (spot !== null) { this.go(spot); this.select(spot); } });
+    // The name of a focused spot says its values already; the read-out speaks for all other changes.
+    on("focusin", (event, spot) => this.focusAt(spot, event.target.matches(":focus-visible")));
+    on("focusout", () => this.focusAt(null, false));
+    on("keydown", (event, spot) => { if (spot !== null) this.onKey(event, spot); });
+  }
+
+  focusAt(spot, ringed) {
+    [this.focus, this.ringed] = [spot, ringed];
+    this.readout.setAttribute("aria-live", spot === null ? "polite" : "off");
+    this.showAt();
+  }
+
+  /** A group of the drawing, in the order in which groups are first asked for. */
+  part(name, parent = this.svg, attributes = {}) {
+    this.parts[name] ??= parent.appendChild(shape(`g.${name}`, attributes));
+    return this.parts[name];
+  }
+
+  update(data) {
+    this.data = data;
+    this.draw();
+  }
+
+  draw() {
+    const { data, view } = this;
+    this.width = this.element.clientWidth;
+    if (!this.width || !view.surface) return;
+    say(this.title, tame(data.title));
+    this.title.hidden = !data.title;
+    say(this.yTitle, this.upTitle());
+    say(this.xTitle, this.acrossTitle());
+    this.write = evenly(this.valueAxis(), this.allValues());
+    this.layout();
+    put(this.svg, { width: this.width, height: this.height, viewBox: `0 0 ${this.width} ${this.height}` });
+    put(this.xTitle, { style: `padding:0 ${this.width - this.box.right}px 0 ${this.box.left}px` });
+    this.paint();
+    this.drawSpots();
+    this.settle();
+  }
+
+  text(value) {
+    return measure(value, this.view.family);
+  }
+
+  // ── Axes ──
+
+  /** Labels of the places along an axis: texts of the data, or round numbers. */
+  marksAcross(axis, room) {
+    if (axis.labels) return axis.labels.map((label, n) => ({ value: axis.values[n], text: short(tame(label)) }));
+    const whole = (axis.values ?? axis.edges).every(Number.isInteger);
+    return ticks(axis.range, axis.scale, 2 + Math.floor(room / 70), whole);
+  }
+
+  /** Draws the numbers of the upward axis and its quiet lines. */
+  drawUp(marks, place, lines = true) {
+    const { left, right } = this.box;
+    const grid = pool(this.part("grid", this.svg, { "aria-hidden": "true" }), lines ? marks.length : 0, () => shape("path.rule"));
+    const texts = pool(this.part("up", this.svg, { "aria-hidden": "true" }), marks.length, () => shape("text"));
+    marks.forEach(({ text, value }, n) => {
+      const y = place(value);
+      if (lines) put(grid[n], { d: `M${left} ${half(y)}H${right}`, class: value === 0 ? "lens-chart-zero" : "lens-chart-rule" });
+      put(texts[n], { x: left - 8, y: y + 4, "text-anchor": "end" });
+      say(texts[n], text);
+    });
+  }
+
+  /** Draws labels below; upright only where they fit side by side, and every so many where even that is too close. */
+  drawAcross(marks, place) {
+    const texts = pool(this.part("across", this.svg, { "aria-hidden": "true" }), marks.length, () => shape("text"));
+    const y = this.box.bottom + 16;
+    marks.forEach(({ text, value }, n) => {
+      put(texts[n], this.turned ? turnedAt(place(value), y) : uprightAt(place(value), y));
+      say(texts[n], text);
+    });
+  }
+
+  /** Names the selected x on the axis, in place of the labels that it would touch. */
+  nameAcross(label, text, x, place) {
+    const y = this.box.bottom + 16;
+    put(label, this.turned ? turnedAt(x, y) : uprightAt(x, y));
+    say(label, text);
+    const reach = (other) => (this.turned ? SIZE + 2 : (this.text(text) + this.text(other)) / 2 + 8);
+    [...this.part("across").children].forEach((other, n) => {
+      const near = text !== "" && Math.abs(place(n) - x) < reach(other.textContent);
+      put(other, { visibility: near ? "hidden" : "visible" });
+    });
+  }
+
+  markOf(axis, n) {
+    return axis.labels ? short(tame(axis.labels[n])) : number(axis.values[n]);
+  }
+
+  /** Every so many of labels that would touch, always counted from the first. */
+  thin(marks, step, room) {
+    const least = Math.max(1, room / step);
+    const every = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((n) => n >= least);
+    return marks.filter((_, n) => n % every === 0);
+  }
+
+  /** Labels below that stand on every place, turned where that is the only way; sets how deep they reach. */
+  fitAcross(marks, step) {
+    const widest = Math.max(...marks.map(({ text }) => this.text(text)));
+    const words = marks.some(({ text }) => !/^[\d.,−]*$/.test(text));
+    this.turned = words && widest + 8 > step;
+    this.deep = this.turned ? widest + 14 : 24;
+    return this.thin(marks, step, this.turned ? SIZE + 3 : widest + 10);
+  }
+
+  // ── Selection and walking ──
+
+  spotOf(target) {
+    return target.spot ?? null;
+  }
+
+  /** The place that the read-out speaks of. */
+  here() {
+    return this.hover ?? this.focus ?? this.selected();
+  }
+
+  go(spot) {
+    this.hover = null; // a resting pointer must not hide where the keys are
+    this.rove(spot);
+    this.spots[spot].focus({ preventScroll: true });
+  }
+
+  /** One stop for Tab: where the reader is, else what is selected, else the first known place. */
+  rove(spot) {
+    const [old, stop] = [this.stop, this.spots[spot]];
+    if (old !== stop) old?.setAttribute("tabindex", "-1");
+    stop.setAttribute("tabindex", "0");
+    [this.stop, this.stopAt] = [stop, spot];
+  }
+
+  select(spot) {
+    const chosen = this.choice(spot);
+    if (chosen === null) return;
+    const all = this.view.get("selected");
+    if (String(all[this.data.name]) !== String(chosen)) this.view.set("selected", { ...all, [this.data.name]: chosen });
+  }
+
+  onKey(event, spot) {
+    const target = event.altKey ? undefined : this.destination(event, spot);
+    if (target === undefined && event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    if (target === undefined) this.select(spot);
+    else this.go(target);
+    this.spots[target ?? spot].scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
+
+  showSelected() {
+    if (!this.spots) return;
+    const spot = this.selected();
+    const marked = spot === null ? null : this.spots[spot];
+    if (this.marked !== marked) {
+      this.marked?.removeAttribute("aria-selected");
+      marked?.setAttribute("aria-selected", "true");
+      this.marked = marked;
+      if (marked && this.focus === null) this.rove(spot);
+    }
+    this.showAt();
+  }
+
+  /** After a drawing: the stop of Tab is a spot that exists, and focus stays where it was. */
+  settle() {
+    const stop = this.focus ?? this.selected() ?? this.stopAt ?? this.first();
+    this.rove(Math.min(stop, this.spots.length - 1));
+    this.hover = known(this.hover) && this.hover < this.spots.length ? this.hover : null;
+    this.showSelected();
+  }
+}
+
+const uprightAt = (x, y) => ({ x, y, "text-anchor": "middle", transform: "" });
+const turnedAt = (x, y) => ({ x, y: y - 4, "text-anchor": "end", transform: `rotate(-90 ${x} ${y - 8})` });
+const half = (y) => Math.round(y) + 0.5; // a line of one pixel, not of two grey ones
+const short = (text) => (text.length > 18 ? `${text.slice(0, 17)}…` : text);
