@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lens.panels.linear_shortcuts import LinearShortcuts as LinearShortcuts
     from lens.panels.logit_lens import LogitLens as LogitLens
     from lens.panels.logit_lens import side_by_side as side_by_side
 
-_PUBLIC = ("LogitLens", "side_by_side")
+# Public name -> the module that has it.
+_PUBLIC = {
+    "LogitLens": "logit_lens",
+    "side_by_side": "logit_lens",
+    "LinearShortcuts": "linear_shortcuts",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        import lens.panels.logit_lens as module
-
-        return getattr(module, name)
+        return getattr(importlib.import_module(f"lens.panels.{_PUBLIC[name]}"), name)
     raise AttributeError(f"module 'lens.panels' has no attribute {name!r}")

@@ -292,9 +292,10 @@ class Panel(widgets.VBox):
 
     def _reporter(self, job: Job) -> Callable[[Step], None]:
         start, last = time.perf_counter(), 0.0
+        first: tuple[float, int | float, str] | None = None
 
         def report(step: Step) -> None:
-            nonlocal last
+            nonlocal last, first
             now = time.perf_counter()
             if job.superseded or now - max(start, last) < _REPORT_EVERY:
                 return
@@ -303,7 +304,9 @@ class Panel(widgets.VBox):
             if now - start > _BAR_AFTER:
                 self._bar.layout.display = ""
             self._bar.value = step.share
-            self._chip_text(f"{step.label} · {now - start:.0f} s")
+            first = first or (now, step.done, step.label)
+            speed = _speed(step, first, now)
+            self._chip_text(f"{step.label} · {speed}{now - start:.0f} s")
             self._dim(step.label, now - start)
 
         return report
@@ -324,3 +327,11 @@ class Panel(widgets.VBox):
         self.error, self._error_in_view = message, False
         self._line.value = f'<span class="lens-error" role="alert">{html_safe(message)}</span>' if message else ""
         self._line.layout.display = "" if message else "none"
+
+
+def _speed(step: Step, first: tuple[float, int | float, str], now: float) -> str:
+    """Tokens per second since the first report of the same work, in words; empty for other units and at the start."""
+    then, done, label = first
+    if step.unit != "tokens" or label != step.label or now - then < _BAR_AFTER:
+        return ""
+    return f"{(step.done - done) / (now - then):,.0f} tokens/s · "
