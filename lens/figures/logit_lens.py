@@ -94,11 +94,11 @@ def sentence(dataset: xr.Dataset, position: int) -> str:
     here = dataset.isel(position=position)
     answer = visible(str(here.token.isel(layer=-1).sel(rank=1).item()))
     probability = float(np.exp(here.logprob.isel(layer=-1).sel(rank=1)))
-    settled, last = int(here.settled_layer), dataset.sizes["layer"] - 1
+    settled, first, last = int(here.settled_layer), int(dataset.layer[0]), int(dataset.layer[-1])
     prompt = visible(str(here.input_token.item()))
     when = (
         "only the last layer says so" if settled == last
-        else "every layer says so" if settled == 0
+        else "every layer says so" if settled == first
         else f"the {dataset.attrs.get('lens', 'plain')} lens says so from layer {settled} of {last} on"
     )  # fmt: skip
     text = f"After “{prompt}” the model answers “{answer}” with probability {probability:.2f}; {when}."
@@ -124,7 +124,7 @@ def figure(dataset: xr.Dataset, colour: str = "probability", stride: int = 1) ->
 
     measure = chosen_measure(dataset, colour)
     layers = shown_layers(dataset, stride)
-    shown = dataset.isel(layer=layers)
+    shown = dataset.sel(layer=layers)
     values = cell_values(shown, colour)
     rows, columns = list(range(len(layers))), list(range(dataset.sizes["position"]))
     grid = go.Heatmap(

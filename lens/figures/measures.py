@@ -81,11 +81,11 @@ def chosen_measure(dataset: xr.Dataset, name: str) -> Measure:
 
 
 def shown_layers(dataset: xr.Dataset, stride: int) -> list[int]:
-    """Every `stride`-th layer, the embedding and the last always among them."""
+    """Every `stride`-th of the layers that were read, the first and the last of them always."""
     if stride < 1:
         raise InputError(f"The layer stride is {stride}", "1 or more", "stride=1")
-    last = dataset.sizes["layer"] - 1
-    return sorted({*range(0, last + 1, stride), last})
+    layers = dataset.layer.to_numpy().tolist()
+    return [layer for layer in layers if layer % stride == 0 or layer in (layers[0], layers[-1])]
 
 
 def first_shown(layers: list[int], layer: float | np.number) -> int | None:
@@ -96,8 +96,8 @@ def first_shown(layers: list[int], layer: float | np.number) -> int | None:
 def shown_correct(dataset: xr.Dataset, layers: list[int]) -> list[int | None]:
     """For each position, the first of the shown layers whose first word is the one that really follows."""
     following = [*dataset.input_id.to_numpy()[1:], None]
-    first = dataset.token_id.isel(rank=0).to_numpy()
-    return [next((layer for layer in layers if first[layer, p] == token), None) for p, token in enumerate(following)]
+    first = dict(zip(dataset.layer.to_numpy().tolist(), dataset.token_id.isel(rank=0).to_numpy(), strict=True))
+    return [next((layer for layer in layers if first[layer][p] == token), None) for p, token in enumerate(following)]
 
 
 def ink(shade: float | np.floating) -> str:

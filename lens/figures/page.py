@@ -54,7 +54,7 @@ def logit_lens_page(
     """
     chosen_measure(dataset, colour)
     shown_layers(dataset, stride)
-    chosen = selected or (dataset.sizes["layer"] - 1, dataset.sizes["position"] - 1)
+    chosen = selected or (int(dataset.layer[-1]), dataset.sizes["position"] - 1)
     state = {
         "spec": _with_text(grid_spec(dataset)),
         "colour": colour,

@@ -51,13 +51,13 @@ def logit_lens_table(dataset: xr.Dataset, layers: Sequence[int] | None = None, w
         layers: which layers to show; all by default.
         width: longest word in characters.
     """
-    chosen = sorted(layers) if layers is not None else list(range(dataset.sizes["layer"]))
+    chosen = sorted(layers) if layers is not None else dataset.layer.to_numpy().tolist()
     settled = dataset.settled_layer.to_numpy()
-    words = dataset.token.sel(rank=1).to_numpy()
+    words = dict(zip(dataset.layer.to_numpy().tolist(), dataset.token.sel(rank=1).to_numpy(), strict=True))
 
     def cell(layer: int, position: int) -> str:
         star = "*" if layer == first_shown(chosen, settled[position]) else ""
-        return visible(str(words[layer, position]), width) + star
+        return visible(str(words[layer][position]), width) + star
 
     columns = range(dataset.sizes["position"])
     rows = [[layer, *(cell(layer, position) for position in columns)] for layer in reversed(chosen)]

@@ -13,7 +13,7 @@ import traitlets
 import xarray as xr
 
 from lens.base.errors import InputError
-from lens.base.text import visible
+from lens.base.text import html_safe, visible
 from lens.figures.export import export_logit_lens
 from lens.figures.logit_lens import grid_spec, sentence
 from lens.figures.measures import chosen_measure, shown_layers
@@ -24,10 +24,15 @@ from lens.models.model import Model
 from lens.models.run import Run
 from lens.panels.panel import Job, Panel
 from lens.panels.token_grid import TokenGrid
+from lens.probes.kept import shipped_tuned_lens, shortcuts_for
 from lens.probes.logit_lens import follow_token, logit_lens
+from lens.probes.shortcuts import Shortcuts
+from lens.probes.translator import Translator
 
 EXAMPLE = "The Eiffel Tower is located in the city of Paris, the capital of"
 LONGEST = 512  # tokens; a wider grid cannot be read, and the browser slows down
+FAR = 2.0  # times the squared error of the fit from which a text is said to be far from it
+_LENSES = {"plain": "plain", "shortcut": "shortcut", "tuned": "tuned"}
 _PROMPTS = {"plain text": "plain", "with BOS": "bos", "chat template": "chat"}
 
 
@@ -36,6 +41,8 @@ class _Result:
     model: Model
     run: Run
     dataset: xr.Dataset
+    translator: Translator | None
+    strangeness: float | None
 
 
 class LogitLens(Panel):
@@ -45,6 +52,9 @@ class LogitLens(Panel):
         model: a `lens.Model`, or anything `lens.load` takes.
         text: the sentence shown first.
         prompt: `plain`, `bos` or `chat`.
+        lens: `plain`, `shortcut` (maps to the last layer, fitted on Wikipedia on first use and then kept) or `tuned`
+            (shipped for SmolLM2; for other models give one).
+        translators: shortcuts or a tuned lens of your own, by those names.
         colour: `probability`, `entropy`, `next_rank` or `kl_to_final`.
         stride: show every so many layers (the first and the last always).
         selected: `(layer, position)` of the cell whose details are shown; by default the last
@@ -54,7 +64,7 @@ class LogitLens(Panel):
     is shown as plain data, `export("x.html")` (or `.csv`, `.png`, `.svg`, `.pdf`, `.nc`) writes it.
     """
 
-    COMPUTED = ("model", "text", "prompt")
+    COMPUTED = ("model", "text", "prompt", "lens")
     VIEW = ("colour", "stride", "selected", "follow")
 
     def __init__(
@@ -63,11 +73,14 @@ class LogitLens(Panel):
         text: str = EXAMPLE,
         *,
         prompt: str = "plain",
+        lens: str = "plain",
+        translators: Mapping[str, Translator] | None = None,
         colour: str = "probability",
         stride: int = 2,
         selected: tuple[int, int] | None = None,
     ):
-        super().__init__({"model": model, "text": text, "prompt": prompt})
+        super().__init__({"model": model, "text": text, "prompt": prompt, "lens": lens})
+        self._translators = dict(translators or {})
         self._result: _Result | None = None
         self._shown_text = ""
         self._models: dict[str, Any] = {name: name for name in NAMED_MODELS}
@@ -79,7 +92,8 @@ class LogitLens(Panel):
         self._model = widgets.Dropdown(options=self._model_options(model), layout=narrow, tooltip="model")
         top = widgets.HBox([self._text, self._model, self._prompt, self._bar, self._cancel, self._chip])
         top.add_class("lens-top")
-        self.children = (top, self._line, self.grid)
+        self._note = widgets.HTML(layout=widgets.Layout(display="none"))
+        self.children = (top, self._line, self.grid, self._note)
         self.set(model=model, colour=colour, stride=stride, **({"selected": selected} if selected else {}))
         self._listen()
 
@@ -109,13 +123,14 @@ class LogitLens(Panel):
         if self._result is None:
             return {"error": self.error}
         dataset = self._result.dataset
-        layer, position = self.grid.selected
-        cell = dataset.isel(layer=layer, position=position)
+        layer, position = self._selected_cell()
+        cell = dataset.sel(layer=layer, position=position)
         top = zip(cell.token.to_numpy(), np.exp(cell.logprob.to_numpy()), strict=True)
         return {
             "model": dataset.attrs["model"],
             "text": self._shown_text,
             "tokens": dataset.sizes["position"],
+            "lens": dataset.attrs["lens"],
             "colour": self.grid.colour,
             "stride": self.grid.stride,
             "selected": {"layer": layer, "after": visible(str(cell.input_token.item()))},
@@ -124,8 +139,14 @@ class LogitLens(Panel):
             "kl_to_final": round(float(cell.kl_to_final), 3),
             "next_rank": None if np.isnan(cell.next_rank) else int(cell.next_rank),
             "says": sentence(dataset, position),
+            "far_from_fit": _far(self._result.strangeness),
             "error": self.error,
         }
+
+    def _selected_cell(self) -> tuple[int, int]:
+        """Layer and position of the selected cell; where this lens cannot read the layer, the nearest one that it can."""
+        layer, position = self.grid.selected
+        return min(self.dataset.layer.to_numpy().tolist(), key=lambda one: abs(one - layer)), position
 
     def trajectory(self, digits: int = 3) -> list[float]:
         """Probability, layer by layer, of the followed word, or of the model's answer, at the selected position."""
@@ -138,7 +159,7 @@ class LogitLens(Panel):
 
     def export(self, path: str | Path) -> Path:
         """Write what is shown; the suffix (`.html`, `.csv`, `.png`, `.svg`, `.pdf`, `.nc`) says how."""
-        layer, position = self.grid.selected
+        layer, position = self._selected_cell()
         return export_logit_lens(self.dataset, path, colour=self.grid.colour, stride=self.grid.stride, selected=(layer, position))
 
     # -- computation ------------------------------------------------------------------------------
@@ -153,11 +174,31 @@ class LogitLens(Panel):
         if len(ids) > LONGEST:
             needed = f"at most {LONGEST} in the grid"
             raise InputError(f"The text has {len(ids)} tokens", needed, "lens.logit_lens(model.run(text)) for more")
+        translator = self._translator(job, model)
         with job.holding(model.lock, "running for a logit lens"):
             run = model.run(settings["text"], prompt=settings["prompt"], check=job.check_blocks(model.n_layers, "running"))
             job.token.check()
-            dataset = logit_lens(run, top_k=min(5, model.vocab_size))
-        return _Result(model, replace(run, logits=None), dataset)  # a word is followed through the residual stream alone
+            dataset = logit_lens(run, translator, top_k=min(5, model.vocab_size))
+        strange = float(translator.strangeness(run).median()) if isinstance(translator, Shortcuts) and len(run) > 1 else None
+        # A word is followed through the residual stream alone.
+        return _Result(model, replace(run, logits=None), dataset, translator, strange)
+
+    def _translator(self, job: Job, model: Model) -> Translator | None:
+        """The chosen lens; shortcut maps that are not there yet are fitted, with a bar and open to Cancel."""
+        kind = job.settings["lens"]
+        if kind not in _LENSES:
+            raise InputError(f"The lens is {kind!r}", f"one of {', '.join(_LENSES)}", "panel.set(lens='shortcut')")
+        if kind in self._translators:
+            return self._translators[kind]
+        if kind == "shortcut":
+            return shortcuts_for(model, progress=job.progress, check=job.token.check)
+        if kind == "tuned":
+            tuned = shipped_tuned_lens(model)
+            if tuned is None:
+                hint = "LogitLens(model, translators={'tuned': lens.fit_tuned_lens(…)})"
+                raise InputError(f"No tuned lens is shipped for {model.name}", "one of your own", hint)
+            return tuned
+        return None
 
     def _prepare(self, job: Job, result: _Result | None) -> Mapping[str, Any]:
         view, shown = dict(job.view), result or self._result
@@ -172,20 +213,27 @@ class LogitLens(Panel):
         stride = view.get("stride", self.grid.stride)
         if "selected" in view:
             view["selected"] = _valid_cell(shown.dataset, view["selected"])
-        elif result is not None:
+        elif result is not None and not self._same_text(result):
             view["selected"] = _good_example(shown.dataset, stride)
         wish = view.pop("follow", None)
         if isinstance(wish, Mapping) and (result is not None or not wish):
             wish = None  # chosen in a picture that has been replaced
         if wish is not None:
             with job.holding(shown.model.lock, "following a word"):
-                view["trajectory"] = _trajectory(shown.run, wish, view.get("selected", self.grid.selected)[1])
+                view["trajectory"] = _trajectory(shown, wish, view.get("selected", self.grid.selected)[1])
         elif "follow" in job.view:
             view["trajectory"] = {}
         return view
 
+    def _same_text(self, result: _Result) -> bool:
+        """Whether only the lens was changed: then the reader's selection stays where it is."""
+        return self._result is not None and self._result.run.token_ids.tolist() == result.run.token_ids.tolist()
+
     def _show(self, result: _Result, seconds: float) -> None:
         self._result = result
+        far = _far(result.strangeness)
+        self._note.value = f'<p class="lens-note" role="note">{html_safe(far)}</p>' if far else ""
+        self._note.layout.display = "" if far else "none"
         with self.grid.hold_sync():
             self.grid.spec = grid_spec(result.dataset)
             with self._mute():
@@ -207,6 +255,21 @@ class LogitLens(Panel):
         for name, control in self._controls().items():
             control.observe(self._on_control(name), "value")
         self.grid.observe(self._on_follow, "follow")
+        self.grid.on_msg(self._on_message)
+
+    def _on_message(self, _grid: Any, content: Any, _buffers: Any) -> None:
+        """A choice in the grid's own toolbar."""
+        if isinstance(content, Mapping) and content.get("type") == "choice" and content.get("name") == "lens":
+            self.grid.choices = [self._lens_choice(content.get("value"))]
+            self.post(lens=content.get("value"))
+
+    def _give_up(self, job: Job, message: str, *, in_view: bool) -> None:
+        """A lens that could not be had is no longer the chosen one; a text that could not be run stays in its box."""
+        shown = self._shown_settings
+        if shown is not None and self._settings["lens"] != shown["lens"]:
+            self._settings["lens"] = shown["lens"]
+            self.grid.choices = [self._lens_choice(shown["lens"])]
+        super()._give_up(job, message, in_view=in_view)
 
     def _controls(self) -> dict[str, Any]:
         return {"text": self._text, "model": self._model, "prompt": self._prompt}
@@ -224,10 +287,15 @@ class LogitLens(Panel):
 
     def _mirror(self, settings: Mapping[str, Any]) -> None:
         self._shown_text = settings["text"]
+        self.grid.choices = [self._lens_choice(settings["lens"])]
         self._model.options = self._model_options(settings["model"])
         for name, control in self._controls().items():
             if control.value != settings[name]:
                 control.value = settings[name]
+
+    def _lens_choice(self, chosen: Any) -> dict[str, Any]:
+        options = [{"value": value, "label": label} for label, value in _LENSES.items()]
+        return {"name": "lens", "label": "Lens", "value": chosen, "options": options}
 
     def _model_options(self, model: Model | str) -> list[tuple[str, Any]]:
         self._models[self._name(model)] = model
@@ -266,14 +334,24 @@ def _good_example(dataset: xr.Dataset, stride: int) -> list[int]:
     return [below[-1] if below else 0, position]
 
 
-def _trajectory(run: Run, wish: Any, position: int) -> dict[str, Any]:
+def _far(strangeness: float | None) -> str | None:
+    """What to tell a reader whose text is of another kind than the one that the maps were fitted on."""
+    if strangeness is None or strangeness < FAR:
+        return None
+    return (
+        f"This text is far from the ones that the shortcut maps were fitted on: their squared error is {strangeness:.1f} times "
+        "as large here. Read the words below the last layer with care, or fit maps on text of this kind."
+    )
+
+
+def _trajectory(shown: _Result, wish: Any, position: int) -> dict[str, Any]:
     """One word's probability through the layers, for the browser.
 
     A wish from there names the position at which it was made; one from a cell means the selected one.
     """
     if isinstance(wish, Mapping):
         wish, position = int(wish["token_id"]), int(wish["position"])
-    followed = follow_token(run, wish, position)
+    followed = follow_token(shown.run, wish, position, shown.translator)
     return {
         "position": position,
         "token_id": int(followed.attrs["token_id"]),
@@ -283,15 +361,15 @@ def _trajectory(run: Run, wish: Any, position: int) -> dict[str, Any]:
 
 
 def _valid_cell(dataset: xr.Dataset, cell: Any) -> list[int]:
-    layers, positions = dataset.sizes["layer"], dataset.sizes["position"]
+    layers, positions = dataset.layer.to_numpy().tolist(), dataset.sizes["position"]
     if not (isinstance(cell, Sequence) and len(cell) == 2 and all(isinstance(part, int) for part in cell)):
         raise InputError(f"The cell {cell!r}", "a layer and a position", "selected=(0, 0)")
     layer, position = cell
-    if not (-layers <= layer < layers and -positions <= position < positions):
-        raise InputError(
-            f"The cell {tuple(cell)}", f"a layer up to {layers - 1} and a position up to {positions - 1}", "selected=(0, 0)"
-        )
-    return [layer % layers, position % positions]
+    known = layer in layers or -len(layers) <= layer < 0
+    if not (known and -positions <= position < positions):
+        shown = f"up to {layers[-1]}" if layers == list(range(len(layers))) else f"among {', '.join(map(str, layers))}"
+        raise InputError(f"The cell {tuple(cell)}", f"a layer {shown} and a position up to {positions - 1}", "selected=(0, 0)")
+    return [layer if layer >= 0 else layers[layer], position % positions]
 
 
 def _snapshot(dataset: xr.Dataset, colour: str, stride: int) -> bytes:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +77,11 @@ class Shortcuts:
     ridge: Mapping[Pair, float]
     error: Mapping[Pair, float]
     source: Mapping[str, Any]
-    kind: ClassVar[str] = "shortcut"
+
+    @property
+    def kind(self) -> str:
+        """How the lens through them is called."""
+        return "shortcut"
 
     @property
     def pairs(self) -> tuple[Pair, ...]:

@@ -70,7 +70,7 @@ class Controls:
     """The parts of a panel that a reader touches."""
 
     def __init__(self, panel: LogitLens):
-        top, self.line, self.grid = panel.children
+        top, self.line, self.grid, self.note = panel.children
         self.text, self.model, self.prompt, self.bar, self.cancel, self.chip = top.children
         assert isinstance(self.text, widgets.Text)
         assert isinstance(self.cancel, widgets.Button)

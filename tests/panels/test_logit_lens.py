@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 import traitlets
 import xarray as xr
 
@@ -13,7 +14,9 @@ import lens
 from lens.base.errors import InputError
 from lens.figures.logit_lens import grid_spec
 from lens.panels import LogitLens, side_by_side
+from lens.panels.logit_lens import _valid_cell
 from lens.panels.token_grid import TokenGrid
+from lens.probes.shortcuts import AffineMap, Shortcuts
 from tests.models.families import build, word_tokenizer
 
 EIFFEL = "The Eiffel Tower is located in the city of Paris, the capital of"
@@ -93,6 +96,7 @@ def test_the_summary_is_plain_rounded_data(panel):
         "model": "LlamaForCausalLM",
         "text": "w1 w2 w3 w4",
         "tokens": 4,
+        "lens": "plain",
         "colour": "entropy",
         "stride": 1,
         "selected": {"layer": 2, "after": "w2"},
@@ -101,6 +105,7 @@ def test_the_summary_is_plain_rounded_data(panel):
         "kl_to_final": round(float(cell.kl_to_final), 3),
         "next_rank": int(cell.next_rank),
         "says": panel.grid.spec["sentences"][1],
+        "far_from_fit": None,
         "error": None,
     }
 
@@ -150,7 +155,7 @@ def test_export_to_another_suffix_is_refused(panel, tmp_path):
 
 
 def test_an_unknown_setting_is_refused_with_the_known_ones(panel):
-    with pytest.raises(InputError, match=r"no setting \['color'\].*model, text, prompt, colour, stride, selected, follow"):
+    with pytest.raises(InputError, match=r"no setting \['color'\].*model, text, prompt, lens, colour, stride, selected, follow"):
         panel.set(color="entropy")
     assert panel.summary()["error"] is None
 
@@ -321,3 +326,77 @@ def test_another_live_model_is_shown_at_once_and_no_third_one_is_loaded(panel, c
 def test_the_grid_refuses_a_stride_below_one():
     with pytest.raises(traitlets.TraitError):
         TokenGrid(stride=0)
+
+
+# -- lenses ---------------------------------------------------------------------------------------
+
+
+def _maps(model, error: float = 1.0, layers: tuple[int, ...] = (0, 1, 2)) -> Shortcuts:
+    """Maps that turn every state around, fitted (so they say) with that squared error per token."""
+    turned = AffineMap(-torch.eye(model.d_model), torch.zeros(model.d_model), torch.zeros(model.d_model))
+    pairs = [(layer, model.n_layers) for layer in layers]
+    source = {"model": model.name, "model_fingerprint": model.fingerprint, "layers": model.n_layers}
+    return Shortcuts(dict.fromkeys(pairs, turned), dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, error), source)
+
+
+def choose_lens(panel, value: str) -> None:
+    """What a click in the grid's toolbar sends."""
+    panel.grid._handle_custom_msg({"type": "choice", "name": "lens", "value": value}, [])
+    panel.wait()
+
+
+def test_lens_switch_reads_the_same_sentence_through_the_maps(tiny):
+    maps = _maps(tiny, error=1e9)
+    panel = LogitLens(tiny, "w1 w2 w3 w4", stride=1, translators={"shortcut": maps}, selected=(1, 2))
+    assert panel.grid.choices[0]["value"] == "plain"
+    choose_lens(panel, "shortcut")
+    assert panel.dataset.identical(lens.logit_lens(tiny.run("w1 w2 w3 w4"), maps))
+    assert panel.summary()["lens"] == panel.grid.choices[0]["value"] == "shortcut"
+    assert panel.grid.selected == [1, 2]  # the reader's cell stays
+    choose_lens(panel, "plain")
+    assert panel.dataset.identical(lens.logit_lens(tiny.run("w1 w2 w3 w4")))
+
+
+def test_a_followed_word_is_followed_through_the_maps(tiny):
+    maps = _maps(tiny)
+    panel = LogitLens(tiny, "w1 w2 w3 w4", translators={"shortcut": maps}, lens="shortcut", selected=(1, 2))
+    panel.set(follow="w9")
+    expected = lens.follow_token(tiny.run("w1 w2 w3 w4"), "w9", 2, maps)
+    assert panel.trajectory(5) == [round(float(p), 5) for p in np.exp(expected.logprob[:, 0])]
+
+
+def test_a_lens_of_few_layers_shows_them_and_keeps_the_selection_near(tiny):
+    panel = LogitLens(tiny, "w1 w2 w3 w4", stride=1, translators={"tuned": _maps(tiny, layers=(1,))}, selected=(0, 2))
+    panel.set(lens="tuned")
+    assert panel.grid.spec["layers"] == [1, 3]
+    assert panel.summary()["selected"]["layer"] == 1
+    with pytest.raises(InputError, match="among 1, 3"):
+        _valid_cell(panel.dataset, (2, 0))
+    assert panel._repr_mimebundle_()["image/png"]
+
+
+@pytest.mark.parametrize(("error", "far"), [(1e9, False), (1e-3, True)])
+def test_a_text_far_from_the_fit_is_called_so(tiny, error: float, far: bool):
+    panel = LogitLens(tiny, "w1 w2 w3 w4", translators={"shortcut": _maps(tiny, error)}, lens="shortcut")
+    assert ("far from" in panel._note.value) == far
+    assert (panel.summary()["far_from_fit"] is not None) == far
+    panel.set(lens="plain")
+    assert panel._note.layout.display == "none"
+
+
+def test_lenses_that_are_not_there_are_one_line(tiny, panel):
+    panel.set(lens="tuned")
+    assert panel.error.startswith("No tuned lens is shipped for LlamaForCausalLM")
+    assert panel.summary()["lens"] == "plain"  # the old picture stays
+    panel.set(lens="magic")
+    assert panel.error.startswith("The lens is 'magic'")
+    other = _maps(lens.load(build("llama", seed=3)))
+    foreign = LogitLens(tiny, "w1 w2", translators={"shortcut": other})
+    foreign.set(lens="shortcut")
+    assert "were fitted on" in foreign.error
+
+
+def test_the_toolbar_shows_the_lens_that_is_shown_after_a_mistake(panel):
+    choose_lens(panel, "tuned")
+    assert panel.error is not None
+    assert panel.grid.choices[0]["value"] == "plain"
