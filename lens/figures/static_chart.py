@@ -1,0 +1,227 @@
+"""The charts of `lens.figures.chart` without a browser: matplotlib, for PNG, PDF and SVG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lens.base.text import visible
+from lens.figures.measures import ACCENT, DEEP, SURFACE
+from lens.figures.static import _plain as drawable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^", "wedge": "v", "plus": "P", "cross": "X"}
+_DASHES: Sequence[Any] = ("--", ":", "-.")
+_FILLS = (1.0, 0.0, 0.4, 0.15)  # of bars beside each other, as in the browser
+_LINE = "#dfe2e8"
+_WARM = "#ba5400"  # the far end of a signed map
+_ACROSS = 3  # plots in a row
+_WRITTEN = 400  # cells; beyond, their values are too small to read
+
+
+def static_figure(spec: Mapping[str, Any], selected: Mapping[str, Any] | None = None) -> Figure:
+    """Draw a chart on white, up to three plots in a row.
+
+    Args:
+        spec: from `lens.figures.chart.chart`.
+        selected: what each plot's name has selected, as in the widget.
+    """
+    from matplotlib.figure import Figure
+
+    plots = spec["plots"]
+    columns = min(len(plots), _ACROSS)
+    rows = -(-len(plots) // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.9 * rows), layout="constrained", dpi=150)
+    for n, plot in enumerate(plots):
+        axes = figure.add_subplot(rows, columns, n + 1)
+        _DRAW[plot["kind"]](axes, plot, (selected or {}).get(plot["name"]))
+        axes.tick_params(length=0, labelsize=8, colors="#555")
+        axes.set_axisbelow(True)
+    return figure
+
+
+def _draw_lines(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
+    x, y = plot["x"], plot["y"]
+    places = np.array(x["values"], dtype=float)
+    edge = {"markeredgecolor": "white", "markeredgewidth": 0.6, "markersize": 4}
+    for one in plot["series"]:
+        colour = _seen(one["colour"])
+        mark = _MARKERS[one["marker"]]
+        axes.plot(places, _numbers(one["values"]), color=colour, marker=mark, linewidth=1.6, label=drawable(one["name"]), **edge)
+        if "low" in one:
+            axes.fill_between(places, _numbers(one["low"]), _numbers(one["high"]), color=colour, alpha=0.18, linewidth=0)
+    _draw_rules(axes.axhline, plot["rules"])
+    if chosen is not None:
+        axes.axvline(chosen, color=ACCENT, linestyle=(0, (4, 3)), linewidth=1.2)
+    for axis, setter in ((x, axes.set_xscale), (y, axes.set_yscale)):
+        setter(axis["scale"], **({"nonpositive": "mask"} if axis["scale"] == "log" else {}))
+    axes.set(xlim=_widened(x), ylim=y["range"], xlabel=_titled(x), ylabel=_titled(y))
+    if "labels" in x:
+        axes.set_xticks(places, [_label(label) for label in x["labels"]], rotation=90)
+    _finish(axes, plot, "y")
+
+
+def _draw_bars(axes: Axes, plot: Mapping[str, Any], _chosen: Any) -> None:
+    x, y, many = plot["x"], plot["y"], len(plot["series"])
+    rows = "labels" in x
+    edges = np.array(x["edges"] if "edges" in x else np.arange(len(x["values"]) + 1) - 0.5, dtype=float)
+    room = np.diff(edges) * (1.0 if "edges" in x else 0.8)
+    start = (edges[:-1] + edges[1:] - room) / 2
+    for k, one in enumerate(plot["series"]):
+        _draw_one_of_bars(axes, one, start + (k + 0.5) * room / many, room / many, _FILLS[k] if many > 1 else None, rows)
+    _draw_rules(axes.axvline if rows else axes.axhline, plot["rules"])
+    if rows:
+        axes.set_yticks(range(len(x["labels"])), [fill(drawable(label), 32) for label in x["labels"]])
+        axes.invert_yaxis()
+        axes.set(xlim=y["range"], xlabel=_titled(y), ylabel=_titled(x))
+    else:
+        axes.set(ylim=y["range"], xlabel=_titled(x), ylabel=_titled(y))
+        if "values" in x:
+            every = -(-len(x["values"]) // 12)
+            axes.set_xticks(range(0, len(x["values"]), every), [f"{value:g}" for value in x["values"][::every]])
+    (axes.axvline if rows else axes.axhline)(0, color="#555", linewidth=0.8)
+    _finish(axes, plot, "x" if rows else "y")
+
+
+def _draw_one_of_bars(
+    axes: Axes, one: Mapping[str, Any], places: np.ndarray, thick: np.ndarray, opacity: float | None, rows: bool
+) -> None:
+    """The bars of one series: solid where they are alone, else with the fill that tells them from their neighbours."""
+    heights, colour = _numbers(one["values"]), _seen(one["colour"])
+    look: dict[str, Any] = {"edgecolor": colour, "facecolor": (*colour, 1.0 if opacity is None else opacity)}
+    look["linewidth"] = 0.3 if opacity is None else 1.0
+    (axes.barh if rows else axes.bar)(places, np.nan_to_num(heights), thick, label=drawable(one["name"]), **look)
+    if "low" in one:
+        ends = np.abs(np.stack([heights - _numbers(one["low"]), _numbers(one["high"]) - heights]))
+        whisker: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 0.8, "capsize": 2}
+        if rows:
+            axes.errorbar(heights, places, xerr=ends, **whisker)
+        else:
+            axes.errorbar(places, heights, yerr=ends, **whisker)
+
+
+def _draw_map(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    x, y, value = plot["x"], plot["y"], plot["value"]
+    cells = np.array([_numbers(row) for row in plot["values"]])
+    hue = LinearSegmentedColormap.from_list("lens", [DEEP, SURFACE, _WARM] if value["signed"] else [SURFACE, DEEP])
+    low, high = value["range"]
+    mesh = axes.pcolormesh(np.ma.masked_invalid(cells), cmap=hue, vmin=low, vmax=high, linewidth=0.4)
+    # Edges tell a cell at the pale end from one that has no value.
+    mesh.set_edgecolor([_LINE if known else "none" for known in np.isfinite(cells).ravel()])
+    bar = mesh.figure.colorbar(mesh, ax=axes, fraction=0.045, pad=0.02)
+    notes = _mark_beyond(axes, cells, value["range"], [_ink(hue(0.0)), _ink(hue(1.0))])
+    bar.set_label(" ".join([_titled(value), *notes]))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=8)
+    _write_values(axes, np.where((cells < low) | (cells > high), np.nan, cells), hue(mesh.norm(cells)))
+    for setter, axis, turn in ((axes.set_xticks, x, 90), (axes.set_yticks, y, 0)):
+        names = [_label(label) for label in axis["labels"]] if "labels" in axis else [f"{place:g}" for place in axis["values"]]
+        every = 1 if "labels" in axis else -(-len(names) // 16)
+        setter(np.arange(0, len(names), every) + 0.5, names[::every], rotation=turn if "labels" in axis else 0)
+    axes.set(xlabel=_titled(x), ylabel=_titled(y))
+    axes.spines[:].set_visible(False)
+    _entitle(axes, plot)
+    if chosen is not None:
+        column, row = (int(np.abs(np.array(axis["values"]) - place).argmin()) for axis, place in zip((x, y), chosen, strict=True))
+        axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=ACCENT, linewidth=2, zorder=3))
+
+
+def _mark_beyond(axes: Axes, cells: np.ndarray, ends: Sequence[float], inks: Sequence[str]) -> list[str]:
+    """Marks the cells whose colour only says that they lie outside the range; what the marks mean."""
+    notes = []
+    kinds = (("v", cells < ends[0], f"▽ below {ends[0]:g}"), ("^", cells > ends[1], f"△ above {ends[1]:g}"))
+    for (marker, where, note), ink in zip(kinds, inks, strict=True):
+        rows, columns = np.nonzero(where)
+        if rows.size:
+            axes.plot(columns + 0.5, rows + 0.5, marker, color="none", markeredgecolor=ink, markersize=3.5, markeredgewidth=0.7)
+            notes.append(note.replace("-", "−"))
+    return notes
+
+
+def _write_values(axes: Axes, cells: np.ndarray, colours: Any) -> None:
+    if cells.size > _WRITTEN or cells.shape[1] > 12:
+        return
+    for row, column in zip(*np.nonzero(np.isfinite(cells)), strict=True):
+        text = f"{cells[row, column]:.2f}".replace("-", "−")
+        ink = _ink(colours[row, column])
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5, color=ink)
+
+
+_DRAW = {"lines": _draw_lines, "bars": _draw_bars, "heat_map": _draw_map}
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+def _finish(axes: Axes, plot: Mapping[str, Any], grid: Any) -> None:
+    axes.grid(axis=grid, color="#e6e8ec", linewidth=0.8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#9aa0ab")
+    if len(plot["series"]) + len(plot["rules"]) == 1:
+        _entitle(axes, plot)
+        return
+    # Above the axes, where it can hide nothing, with the title on top of it.
+    legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8, borderaxespad=0.2,
+                         title=drawable(plot["title"]) or None, alignment="left")  # fmt: skip
+    legend.get_title().set(fontsize=10, fontweight="bold")
+
+
+def _entitle(axes: Axes, plot: Mapping[str, Any]) -> None:
+    axes.set_title(drawable(plot["title"]), loc="left", fontsize=10, weight="bold")
+
+
+def _draw_rules(draw: Any, rules: Sequence[Mapping[str, Any]]) -> None:
+    for rule, dash in zip(rules, [*_DASHES, *["--"] * len(rules)], strict=False):
+        draw(rule["value"], color="black", linestyle=dash, linewidth=1.0, label=drawable(rule["label"]))
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+
+def _titled(axis: Mapping[str, Any]) -> str:
+    return drawable(f"{axis['title']} ({axis['unit']})" if axis["unit"] else axis["title"])
+
+
+def _label(text: str) -> str:
+    return drawable(visible(text, 18))
+
+
+def _widened(x: Mapping[str, Any]) -> tuple[float, float]:
+    """Room for the marks at both ends."""
+    low, high = x["range"]
+    if x["scale"] == "log":
+        factor = (high / low) ** 0.02
+        return low / factor, high * factor
+    return low - 0.02 * (high - low), high + 0.02 * (high - low)
+
+
+def _seen(colour: str) -> tuple[float, float, float]:
+    """The colour, darkened until it stands out from white by 3 : 1."""
+    channels = np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+    shares = np.linspace(1, 0, 101)
+    share = next(share for share in shares if _contrast(share * channels, 1.0) >= 3)
+    red, green, blue = (share * channels).tolist()
+    return red, green, blue
+
+
+def _ink(behind: Any) -> str:
+    """Black or white, whichever reads better on a colour."""
+    channels = np.array(behind[:3])
+    return "black" if _contrast(channels, 0.0) >= _contrast(channels, 1.0) else "white"
+
+
+def _contrast(channels: np.ndarray, luminance: float) -> float:
+    """WCAG 2.2 contrast of a colour with one of known luminance."""
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    low, high = sorted((float(linear @ [0.2126, 0.7152, 0.0722]), luminance))
+    return (high + 0.05) / (low + 0.05)
