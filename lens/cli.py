@@ -1,13 +1,14 @@
-"""The same from a shell: fetch a model, check it, read a sentence, look after the cache."""
+"""The same from a shell: fetch a model, check it, read a sentence, fit maps, look after the cache."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lens.base.errors import LensError
+from lens.base.errors import InputError, LensError
 from lens.base.provenance import lens_version
 
 
@@ -49,6 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     read.add_argument("--colour", default=colours[0], choices=colours, help="of a page or picture: %(choices)s", metavar="NAME")
     read.add_argument("--stride", type=int, default=2, help="show every so many layers (default 2)")
     read.set_defaults(act=_logit_lens)
+    fit = commands.add_parser("fit", help="fit linear shortcuts on a corpus; goes on where it was interrupted")
+    _model_options(fit)
+    fit.add_argument("--corpus", default="wikipedia", help="a built-in corpus, a file or a folder (%(default)s)")
+    fit.add_argument("--tokens", type=int, default=20_000, help="how many to fit on (default %(default)s)")
+    fit.add_argument("--tuned", action="store_true", help="then train a tuned lens from the shortcuts: minutes on two cores")
+    fit.add_argument("-o", "--output", type=Path, metavar="FILE", help="a copy of the maps (or of the tuned lens), .safetensors")
+    fit.set_defaults(act=_fit)
     cache = commands.add_parser("cache", help="list what is in the cache, or clear it")
     cache.add_argument("--clear", action="store_true", help="delete everything in the cache")
     cache.set_defaults(act=_cache)
@@ -97,6 +105,30 @@ def _logit_lens(options: argparse.Namespace) -> None:
         print(logit_lens_table(dataset, shown_layers(dataset, options.stride)))
     else:
         print(export_logit_lens(dataset, options.output, colour=options.colour, stride=options.stride))
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from lens.collect import collect_moments
+    from lens.corpora import corpus
+    from lens.figures.table import shortcut_table, tuned_table
+    from lens.models.load import load
+    from lens.probes.kept import shortcuts_for
+    from lens.probes.tuned_lens import fit_tuned_lens
+
+    if options.output is not None and options.output.suffix != ".safetensors":
+        raise InputError(f"The file name {options.output.name!r}", "one that ends in .safetensors", "-o shortcuts.safetensors")
+    model, text = load(options.name, device=options.device, dtype=options.dtype), corpus(options.corpus)
+    shortcuts = shortcuts_for(model, text, tokens=options.tokens)
+    window = min(256, model.context or 256)
+    moments = collect_moments(model, text, tokens=options.tokens, pairs="overview", window=window)
+    tuned = fit_tuned_lens(model, text, start=shortcuts, window=min(128, window)) if options.tuned else None
+    if os.environ.get("RANK", "0") != "0":  # the first process of a torchrun speaks for all
+        return
+    print(shortcut_table(shortcuts.score(moments.test)))
+    if tuned is not None and tuned.record is not None:
+        print(tuned_table(tuned.record.results))
+    if options.output is not None:
+        print((shortcuts if tuned is None else tuned).save(options.output))
 
 
 def _cache(options: argparse.Namespace) -> None:

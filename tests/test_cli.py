@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import subprocess
 
+import numpy as np
 import pytest
+import torch
 
+import lens
 from lens.cli import main
+from lens.probes.kept import shortcuts_for
 from tests.models.families import build, word_tokenizer
 
 
@@ -91,3 +95,37 @@ def test_pulled_model_is_named_at_once(smollm2_folder, capsys):
 def test_installed_command_knows_its_version():
     script = subprocess.run(["lens", "--version"], capture_output=True, text=True, check=True)
     assert script.stdout.startswith("lens ")
+
+
+@pytest.fixture
+def prose(tmp_path):
+    """A folder of made-up documents, with all three parts."""
+    words = np.random.default_rng(0).integers(4, 123, (60, 50))
+    place = tmp_path / "prose"
+    place.mkdir()
+    for number, row in enumerate(words):
+        (place / f"{number}.txt").write_text(" ".join(f"w{word}" for word in row))
+    return place
+
+
+def test_fit_prints_the_held_out_scores_and_writes_the_maps(folder, prose, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LENS_CACHE", str(tmp_path / "cache"))
+    target = tmp_path / "maps.safetensors"
+    command = ["fit", str(folder), "--corpus", str(prose), "--tokens", "1000", "--device", "cpu", "-o", str(target)]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("layer to 3")
+    assert [line.split()[0] for line in lines[1:4]] == ["0", "1", "2"]
+    assert lines[4] == str(target)
+    model = lens.load(folder, device="cpu")
+    found = lens.load_shortcuts(target, model)
+    assert found.layers == (0, 1, 2)
+    kept = shortcuts_for(model, lens.corpus(prose), tokens=1000)
+    assert torch.equal(found.maps[1, 3].matrix, kept.maps[1, 3].matrix)
+    assert main(command) == 0  # from the cache
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_fit_refuses_another_suffix_before_it_starts(folder, capsys):
+    assert main(["fit", str(folder), "-o", "maps.pt"]) == 1
+    assert "'maps.pt'" in capsys.readouterr().err

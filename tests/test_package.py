@@ -86,7 +86,8 @@ listed = dir(lens)
 print(json.dumps({
     "changed": [name for name in first if first[name] is not again[name]],
     "wrong module": [
-        name for name, value in first.items() if isinstance(value, types.ModuleType) and value.__name__ != f"lens.{name}"
+        name for name, value in first.items()
+        if isinstance(value, types.ModuleType) and value.__name__ not in (f"lens.{name}", f"lens.models.{name}")
     ],
     "hidden submodule": [
         name for name, value in first.items() if not isinstance(value, types.ModuleType) and f"lens.{name}" in sys.modules

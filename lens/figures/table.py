@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -63,3 +63,28 @@ def logit_lens_table(dataset: xr.Dataset, layers: Sequence[int] | None = None, w
     rows = [[layer, *(cell(layer, position) for position in columns)] for layer in reversed(chosen)]
     prompt = ["", *(visible(str(token), width) for token in dataset.input_token.to_numpy())]
     return text_table(["layer", *("" for _ in columns)], [*rows, prompt])
+
+
+def shortcut_table(score: xr.Dataset) -> str:
+    """Held-out R² of the maps to the last layer, one line each.
+
+    Args:
+        score: from `Shortcuts.score`.
+    """
+    last = int(score.to_layer.max())
+    shown = score.isel(pair=(score.to_layer == last).to_numpy())
+    names = ("r2_pooled", "r2_uniform", "identity_r2_pooled", "null_r2")
+    header = (f"layer to {last}", "R², pooled", "R², mean over coordinates", "unchanged state", "expected of noise")
+    columns = (shown.from_layer.to_numpy(), *(shown[name].to_numpy() for name in names))
+    return text_table(header, list(zip(*columns, strict=True)))
+
+
+def tuned_table(results: Mapping[str, Sequence[float]]) -> str:
+    """KL to the model's own distribution on the validation part, layer by layer.
+
+    Args:
+        results: of the record of a tuned lens: `layers`, and `kl_plain`, `kl_start`, `kl_tuned` in nats.
+    """
+    columns = (results[name] for name in ("layers", "kl_plain", "kl_start", "kl_tuned"))
+    header = ("layer", "KL of the plain lens (nats)", "of the start", "of the tuned lens")
+    return text_table(header, [(int(layer), *rest) for layer, *rest in zip(*columns, strict=True)])

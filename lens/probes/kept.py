@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from importlib import resources
 
-from lens.base.cache import cache_folder, cache_lock
+from lens.base.cache import cache_folder
 from lens.base.errors import InputError
 from lens.base.files import require_space
 from lens.base.progress import Progress
@@ -44,17 +44,16 @@ def shortcuts_for(
     chosen = corpus("wikipedia", progress) if text is None else text
     facts = f"{model.fingerprint} {chosen.digest} {tokens}"
     path = cache_folder() / "shortcuts" / f"{chosen.name}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.safetensors"
-    with cache_lock(path.stem):
-        try:
-            return load_shortcuts(path, model)
-        except InputError:  # not there yet, or damaged
-            require_space(path.parent, 4 * model.d_model**2 * model.n_layers, "shortcuts")
-        window = min(256, model.context or 256)
-        options = {"tokens": tokens, "pairs": "overview", "window": window, "progress": progress, "check": check}
-        moments = collect_moments(model, chosen, **options)
-        pairs = [pair for pair in moments.train.pairs if pair[1] == model.n_layers]
-        # Read back although just fitted, so that every call gives the same tensors.
-        return load_shortcuts(fit_shortcuts(moments.train, pairs=pairs).save(path), model)
+    try:
+        return load_shortcuts(path, model)
+    except InputError:  # not there yet, or damaged
+        require_space(path.parent, 4 * model.d_model**2 * model.n_layers, "shortcuts")
+    moments = collect_moments(
+        model, chosen, tokens=tokens, pairs="overview", window=min(256, model.context or 256), progress=progress, check=check
+    )  # fmt: skip
+    pairs = [pair for pair in moments.train.pairs if pair[1] == model.n_layers]
+    # Read back although just fitted, so that every call gives the same tensors.
+    return load_shortcuts(fit_shortcuts(moments.train, pairs=pairs).save(path), model)
 
 
 def shipped_tuned_lens(model: Model) -> TunedLens | None:
