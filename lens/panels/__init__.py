@@ -6,15 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lens.panels.early_exit import EarlyExit as EarlyExit
+    from lens.panels.layer_linearity import LayerLinearity as LayerLinearity
     from lens.panels.linear_shortcuts import LinearShortcuts as LinearShortcuts
     from lens.panels.logit_lens import LogitLens as LogitLens
     from lens.panels.logit_lens import side_by_side as side_by_side
+    from lens.panels.rotation_drift import RotationDrift as RotationDrift
 
 # Public name -> the module that has it.
 _PUBLIC = {
     "LogitLens": "logit_lens",
     "side_by_side": "logit_lens",
     "LinearShortcuts": "linear_shortcuts",
+    "EarlyExit": "early_exit",
+    "LayerLinearity": "layer_linearity",
+    "RotationDrift": "rotation_drift",
 }
 
 
