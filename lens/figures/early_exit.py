@@ -45,10 +45,8 @@ def _profile(readings: xr.Dataset, measure: str) -> Plot:
     curves = []
     for lens in readings.lens.to_numpy():
         chosen = {"lens": lens, **({"k": int(k)} if k else {})}
-        interval = (
-            {} if ends is None else {e: readings[n].sel(chosen).to_numpy() for e, n in zip(("low", "high"), ends, strict=True)}
-        )
-        curves.append(series(_name(lens), values.sel(lens=lens).to_numpy(), **interval))
+        low, high = (None, None) if ends is None else (readings[ends[0]].sel(chosen), readings[ends[1]].sel(chosen))
+        curves.append(series(_name(lens), values.sel(lens=lens).to_numpy(), low=low, high=high))
     y_axis = axis(title, unit, range=(0.0, 1.0)) if k else axis(title, unit)
     return lines("layer", readings.layer.to_numpy(), curves, x_axis="layer", y_axis=y_axis)
 
