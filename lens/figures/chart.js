@@ -18,7 +18,8 @@ class Chart {
     this.plots = [];
     this.row = make("div.row");
     this.placeholder = make("p.placeholder", {}, "Nothing computed yet.");
-    this.root = make("div", { class: "lens-look lens-chart", "data-lm-suppress-shortcuts": "true" }, this.row, this.placeholder);
+    this.root = make("div", { class: "lens-look lens-chart", "data-lm-suppress-shortcuts": "true" },
+      this.row, this.placeholder);
     el.append(this.root);
     this.listen();
     this.retheme();
@@ -66,7 +67,10 @@ class Chart {
     const { fontFamily } = getComputedStyle(this.root);
     if (String(surface) === String(this.surface) && fontFamily === this.family) return;
     [this.surface, this.family] = [surface, fontFamily];
-    this.ramps = [palette(surface), palette(surface, isDark(surface) ? ORANGE.dark : ORANGE.light)];
+    this.ramps = [palette(surface), palette(surface, isDark(surface) ? ORANGE.dark : ORANGE.light)].map((ramp) => (
+      ramp.map(({ background, ink }) => ({ fill: css(background), ink: css(ink) }))));
+    this.seen = remember((hex) => seenOn(surface, hex));
+    this.measure = remember(ruler(fontFamily));
     this.root.dataset.theme = isDark(surface) ? "dark" : "light";
     this.root.style.setProperty("--lens-surface", css(surface));
     this.plots.forEach((plot) => plot.draw());

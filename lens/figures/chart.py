@@ -11,7 +11,7 @@ A plot's `name` is the key under which the chart's `selected` holds what the rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -63,7 +63,6 @@ STYLES = ("theme.css", "chart.css")
 
 Axis = dict[str, Any]
 Plot = dict[str, Any]
-Scale = Literal["linear", "log"]
 SeriesLike = Mapping[str, ArrayLike] | Sequence[dict[str, Any]]
 
 
@@ -71,8 +70,8 @@ def axis(
     title: str,
     unit: str = "",
     *,
-    scale: Scale = "linear",
-    range: tuple[float, float] | None = None,
+    scale: str = "linear",
+    range: Sequence[SupportsFloat] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Axis:
     """What an axis shows. Wherever an axis is asked for, its title alone will do.
@@ -100,9 +99,9 @@ def axis(
     return found if labels is None else {**found, "labels": [str(label) for label in labels]}
 
 
-def rule(value: float, label: str) -> dict[str, Any]:
+def rule(value: SupportsFloat, label: str) -> dict[str, Any]:
     """A dashed line at a value, with its name: the noise floor, the full model's score."""
-    if not np.isfinite(value):
+    if not np.isfinite(float(value)):
         raise InputError(f"The line {label!r} stands at {value}", "a finite value", "leave the line out")
     return {"value": _plain(value), "label": label}
 
@@ -194,7 +193,7 @@ def bars(
         InputError: sizes that do not fit each other, or a logarithmic axis, on which bars have no foot.
     """
     texts = [label for label in np.asarray(labels).tolist() if isinstance(label, str)]
-    places: list[float] = list(range(len(texts))) if texts else _increasing(labels, name)
+    places: list[float | int] = list(range(len(texts))) if texts else _increasing(labels, name)
     found = _bar_series(heights, len(places), name)
     x_axis, y_axis = _axis(label_axis), _value_axis(value_axis, found, rules, name)
     if texts:
@@ -299,7 +298,7 @@ def _vector(values: ArrayLike, name: str) -> list[float | int | None]:
     return [_plain(value) for value in found]
 
 
-def _increasing(values: Any, name: str) -> list[float]:
+def _increasing(values: Any, name: str) -> list[float | int]:
     found = np.asarray(values, dtype=float)
     if found.ndim != 1 or not 0 < found.size <= MOST_POINTS or not np.isfinite(found).all() or (np.diff(found) <= 0).any():
         needed = f"1 to {MOST_POINTS:,} finite numbers that increase"
@@ -367,7 +366,7 @@ def _value_axis(given: str | Axis, found: list[dict[str, Any]], rules: Sequence[
     return value
 
 
-def _cell_range(cells: np.ndarray, signed: bool) -> list[float]:
+def _cell_range(cells: np.ndarray, signed: bool) -> list[float | int]:
     known = cells[np.isfinite(cells)]
     if signed:
         end = _round_range(np.array([0.0, np.abs(known).max(initial=0.0)]), "linear", "")[1]
@@ -375,7 +374,7 @@ def _cell_range(cells: np.ndarray, signed: bool) -> list[float]:
     return _round_range(known, "linear", "")
 
 
-def _round_range(values: np.ndarray, scale: Scale, name: str) -> list[float]:
+def _round_range(values: np.ndarray, scale: str, name: str) -> list[float | int]:
     """Round numbers around the values: multiples of 1, 2 or 5 times a power of ten."""
     if scale == "log":
         values = values[values > 0]
@@ -387,9 +386,9 @@ def _round_range(values: np.ndarray, scale: Scale, name: str) -> list[float]:
         return [0.0, 1.0]
     low, high = float(values.min()), float(values.max())
     if low == high:
-        low, high = (low - 0.5, high + 0.5) if low else (0.0, 1.0)
+        low, high = (low - 0.1 * abs(low), high + 0.1 * abs(high)) if low else (0.0, 1.0)
     step = _round_step((high - low) / 8)
-    return [float(f"{step * np.floor(low / step + 1e-9):.6g}"), float(f"{step * np.ceil(high / step - 1e-9):.6g}")]
+    return [float(f"{step * np.floor(low / step + 1e-9):.12g}"), float(f"{step * np.ceil(high / step - 1e-9):.12g}")]
 
 
 def _round_step(least: float) -> float:

@@ -1,6 +1,6 @@
 /**
- * What every plot of a chart shares: elements that are kept and changed, numbers as texts, axes, and places that a reader
- * walks over. Python puts this text between theme.js and the kinds of plot.
+ * What every plot of a chart shares: elements that are kept and changed, numbers as texts, axes, and places that a
+ * reader walks over. Python puts this text between theme.js and the kinds of plot.
  */
 
 const make = maker("lens-chart");
@@ -49,13 +49,20 @@ function pool(parent, count, create) {
   return parent.children;
 }
 
-let canvas;
+/** Keeps what a function of one text has found: a slider asks the same again with each move. */
+function remember(find) {
+  const found = new Map();
+  return (text) => {
+    if (!found.has(text)) found.set(text, find(text));
+    return found.get(text);
+  };
+}
 
-/** Width of a text in pixels, before it is drawn. */
-function measure(text, family) {
-  canvas ??= document.createElement("canvas").getContext("2d");
+/** Gives the width of a text in pixels, before it is drawn. */
+function ruler(family) {
+  const canvas = document.createElement("canvas").getContext("2d");
   canvas.font = `${SIZE}px ${family}`;
-  return canvas.measureText(text).width;
+  return (text) => canvas.measureText(text).width;
 }
 
 // ── Numbers ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -64,11 +71,13 @@ const known = (value) => value !== null && value !== undefined;
 const minus = (text) => text.replace("-", "\u2212"); // as wide as a digit
 const power = (n) => `10${[...String(n)].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("")}`;
 
+const GROUPED = new Intl.NumberFormat("en-US");
+
 /** Three significant digits, or all of a whole number. */
 function number(value) {
   if (!known(value)) return "—";
   const size = Math.abs(value);
-  if (Number.isInteger(value) || size >= 1000) return minus(Math.round(value).toLocaleString("en-US"));
+  if (Number.isInteger(value) || size >= 1000) return minus(GROUPED.format(Math.round(value)));
   if (size >= 0.001) return minus(value.toPrecision(3));
   const [digits, exponent] = value.toExponential(1).split("e");
   return `${minus(digits)}·${power(Number(exponent))}`;
@@ -81,8 +90,9 @@ const withUnit = (text, { unit }) => (unit ? `${text}${unit === "°" ? "" : "\u0
 function evenly({ range, scale }, values) {
   if (scale === "log") return number;
   const most = 0.999 * Math.max(...range.map(Math.abs));
-  const fine = most < 1 ? Math.min(9, 2 - Math.floor(Math.log10(most))) : Math.max(0, 3 - Math.max(1, Math.floor(Math.log10(most))));
-  const digits = values.filter(known).every(Number.isInteger) ? 0 : fine;
+  const size = Math.floor(Math.log10(most));
+  const fine = most < 1 ? Math.min(9, 2 - size) : Math.max(0, 3 - Math.max(1, size));
+  const digits = values.every((value) => !known(value) || Number.isInteger(value)) ? 0 : fine;
   const format = new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   return (value) => {
     const vanishes = !known(value) || (value !== 0 && Math.abs(value) < 0.5 * 10 ** -digits);
@@ -135,7 +145,7 @@ const nearest = (values, wanted) => values.reduce(
 const bytes = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 
 /** A colour of the same hue that is seen on the surface. */
-function seen(hex, surface) {
+function seenOn(surface, hex) {
   const [lightness, ...hue] = toLab(bytes(hex));
   const step = isDark(surface) ? 0.02 : -0.02;
   for (let n = 0; n < 50; n += 1) {
@@ -191,6 +201,11 @@ class Plot {
     return this.parts[name];
   }
 
+  /** A part that a voice leaves out: the labels of the spots say it all. */
+  quiet(name) {
+    return this.part(name, this.svg, { "aria-hidden": "true" });
+  }
+
   update(data) {
     this.data = data;
     this.draw();
@@ -214,7 +229,7 @@ class Plot {
   }
 
   text(value) {
-    return measure(value, this.view.family);
+    return this.view.measure(value);
   }
 
   // ── Axes ──
@@ -229,19 +244,19 @@ class Plot {
   /** Draws the numbers of the upward axis and its quiet lines. */
   drawUp(marks, place, lines = true) {
     const { left, right } = this.box;
-    const grid = pool(this.part("grid", this.svg, { "aria-hidden": "true" }), lines ? marks.length : 0, () => shape("path.rule"));
-    const texts = pool(this.part("up", this.svg, { "aria-hidden": "true" }), marks.length, () => shape("text"));
+    const grid = pool(this.quiet("grid"), lines ? marks.length : 0, () => shape("path"));
+    const texts = pool(this.quiet("up"), marks.length, () => shape("text", { "text-anchor": "end" }));
     marks.forEach(({ text, value }, n) => {
       const y = place(value);
-      if (lines) put(grid[n], { d: `M${left} ${half(y)}H${right}`, class: value === 0 ? "lens-chart-zero" : "lens-chart-rule" });
-      put(texts[n], { x: left - 8, y: y + 4, "text-anchor": "end" });
+      if (lines) put(grid[n], { d: `M${left} ${half(y)}H${right}`, class: gridClass(value) });
+      put(texts[n], { x: left - 8, y: y + 4 });
       say(texts[n], text);
     });
   }
 
   /** Draws labels below; upright only where they fit side by side, and every so many where even that is too close. */
   drawAcross(marks, place) {
-    const texts = pool(this.part("across", this.svg, { "aria-hidden": "true" }), marks.length, () => shape("text"));
+    const texts = pool(this.quiet("across"), marks.length, () => shape("text"));
     const y = this.box.bottom + 16;
     marks.forEach(({ text, value }, n) => {
       put(texts[n], this.turned ? turnedAt(place(value), y) : uprightAt(place(value), y));
@@ -261,7 +276,9 @@ class Plot {
     });
   }
 
+  /** The label of a place; none for no place. */
   markOf(axis, n) {
+    if (n === null) return "";
     return axis.labels ? short(tame(axis.labels[n])) : number(axis.values[n]);
   }
 
@@ -344,6 +361,8 @@ class Plot {
   }
 }
 
+const NOWHERE = { width: 0, height: 0 };
+const gridClass = (value) => (value === 0 ? "lens-chart-zero" : "lens-chart-rule");
 const uprightAt = (x, y) => ({ x, y, "text-anchor": "middle", transform: "" });
 const turnedAt = (x, y) => ({ x, y: y - 4, "text-anchor": "end", transform: `rotate(-90 ${x} ${y - 8})` });
 const half = (y) => Math.round(y) + 0.5; // a line of one pixel, not of two grey ones

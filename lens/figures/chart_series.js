@@ -1,5 +1,3 @@
-/** Plots of named series over one x: curves, bars and histograms. Their read-out is their legend. */
-
 /** Plots with named series over one x: the read-out is their legend. */
 class SeriesPlot extends Plot {
   get count() {
@@ -48,8 +46,8 @@ class SeriesPlot extends Plot {
   }
 
   value({ values, low, high }, spot) {
-    const interval = known(low?.[spot]) && known(high?.[spot]) ? ` [${this.write(low[spot])}, ${this.write(high[spot])}]` : "";
-    return this.write(values[spot]) + interval;
+    const ends = [low?.[spot], high?.[spot]];
+    return this.write(values[spot]) + (ends.every(known) ? ` [${ends.map(this.write).join(", ")}]` : "");
   }
 
   get alone() {
@@ -74,10 +72,11 @@ class SeriesPlot extends Plot {
   }
 
   drawSample(holder, line, n) {
-    const svg = holder.firstChild ?? holder.appendChild(shape("svg", { width: 26, height: 12, viewBox: "-13 -6 26 12", "aria-hidden": "true" }));
+    const size = { width: 26, height: 12, viewBox: "-13 -6 26 12", "aria-hidden": "true" };
+    const svg = holder.firstChild ?? holder.appendChild(shape("svg", size));
     const [stroke, mark] = pool(svg, 2, () => shape("path"));
     if (!line.values) {
-      put(stroke, { d: "M-13 0H13", class: `lens-chart-level lens-chart-level-${n - this.data.series.length}` });
+      put(stroke, { d: "M-13 0H13", class: levelClass(n - this.data.series.length) });
       put(mark, { d: "" });
       return;
     }
@@ -86,7 +85,8 @@ class SeriesPlot extends Plot {
 
   drawSpots() {
     const { data } = this;
-    put(this.svg, { role: "listbox", "aria-label": this.label(), "aria-orientation": this.rows ? "vertical" : "horizontal" });
+    put(this.svg, { role: "listbox", "aria-label": this.label(),
+      "aria-orientation": this.rows ? "vertical" : "horizontal" });
     this.spots = pool(this.part("spots"), this.count, () => shape("rect", { role: "option", tabindex: "-1" }));
     const names = data.series.map(({ name }) => (this.alone ? "" : `${tame(name)} `));
     this.room = data.series.map(() => 0);
@@ -142,30 +142,31 @@ class Lines extends SeriesPlot {
     const { box, data } = this;
     this.drawUp(this.up, this.y);
     this.drawAcross(this.across, this.x);
-    // A curve that leaves the range is cut at the frame, its marks are not.
-    this.clip ??= this.svg.appendChild(shape("svg.clip"));
-    put(this.clip, { x: box.left - 6, y: box.top - 6, width: box.right - box.left + 12, height: PLOT_HEIGHT + 12,
-      viewBox: `${box.left - 6} ${box.top - 6} ${box.right - box.left + 12} ${PLOT_HEIGHT + 12}` });
+    // A curve that leaves the range is cut a mark's width beyond the frame, so that the marks on it stay whole.
+    this.clip ??= this.svg.appendChild(shape("svg.clip", { "aria-hidden": "true" }));
+    const frame = inner({ ...box, x: box.left, y: box.top, width: box.right - box.left, height: PLOT_HEIGHT }, -6);
+    put(this.clip, { ...frame, viewBox: Object.values(frame).join(" ") });
     this.drawRules();
     const bands = pool(this.part("bands", this.clip), data.series.length, () => shape("path"));
     const curves = pool(this.part("curves", this.clip), data.series.length, () => shape("path"));
     const marks = pool(this.part("marks", this.clip), data.series.length, () => shape("path"));
     const every = Math.max(1, Math.ceil((9 * this.count) / (box.right - box.left)));
     data.series.forEach((line, n) => {
-      const colour = seen(line.colour, this.view.surface);
+      const colour = this.view.seen(line.colour);
       put(bands[n], { d: this.band(line), fill: colour });
       put(curves[n], { d: this.curve(line.values), stroke: colour });
       put(marks[n], { d: this.marksOf(line, every), class: markClass(line), stroke: colour, fill: colour });
     });
-    this.part("front", this.svg);
+    this.quiet("front");
   }
 
   drawRules() {
     const { rules } = this.data;
     const levels = pool(this.part("levels", this.clip), rules.length, () => shape("path"));
     rules.forEach(({ value }, n) => {
-      const y = share(value, this.data.y) === undefined ? null : half(this.y(value));
-      put(levels[n], { d: y === null ? "" : `M${this.box.left} ${y}H${this.box.right}`, class: `lens-chart-level lens-chart-level-${n}` });
+      const there = share(value, this.data.y) !== undefined;
+      const d = there ? `M${this.box.left} ${half(this.y(value))}H${this.box.right}` : "";
+      put(levels[n], { d, class: levelClass(n) });
     });
   }
 
@@ -204,7 +205,7 @@ class Lines extends SeriesPlot {
   }
 
   drawSeriesSample(stroke, mark, line) {
-    const colour = seen(line.colour, this.view.surface);
+    const colour = this.view.seen(line.colour);
     put(stroke, { d: "M-13 0H13", class: "lens-chart-curve", stroke: colour });
     put(mark, { d: `M0 0${MARK[line.marker]}`, class: markClass(line), stroke: colour, fill: colour });
   }
@@ -221,26 +222,27 @@ class Lines extends SeriesPlot {
   showAt() {
     if (!this.spots) return;
     const [here, chosen] = [this.here(), this.selected()];
-    const front = this.part("front");
+    const front = this.quiet("front");
     const [hover, accent, frame, label, ...marks] = pool(front, 4 + this.data.series.length,
       (n) => shape(["path.hover", "path.here", "rect.frame", "text.here-text"][n] ?? "path"));
     const upright = (n) => `M${this.x(this.data.x.values[n]).toFixed(1)} ${this.box.top}V${this.box.bottom}`;
     put(hover, { d: here === null || here === chosen ? "" : upright(here) });
     put(accent, { d: chosen === null ? "" : upright(chosen) });
-    put(frame, !this.ringed ? { width: 0, height: 0 } : this.area(this.focus));
-    const text = chosen === null ? "" : this.markOf(this.data.x, chosen);
-    this.nameAcross(label, text, chosen === null ? 0 : this.x(this.data.x.values[chosen]), (n) => this.x(this.across[n].value));
+    put(frame, !this.ringed ? NOWHERE : this.area(this.focus));
+    const at = chosen === null ? 0 : this.x(this.data.x.values[chosen]);
+    this.nameAcross(label, this.markOf(this.data.x, chosen), at, (n) => this.x(this.across[n].value));
     this.data.series.forEach((line, n) => {
       const at = here === null ? null : this.point(line.values, here);
-      const colour = seen(line.colour, this.view.surface);
-      put(marks[n], { d: at === null ? "" : MARK[line.marker].replace("m", "M"), class: `${markClass(line)} lens-chart-big`, stroke: colour, fill: colour,
-        transform: at === null ? "" : `translate(${at}) scale(1.5)` });
+      const colour = this.view.seen(line.colour);
+      const larger = { d: `M0 0${MARK[line.marker]}`, transform: `translate(${at}) scale(1.5)` };
+      put(marks[n], { ...(at === null ? { d: "" } : larger), class: markClass(line), stroke: colour, fill: colour });
     });
     this.showReadout(here);
   }
 
 }
 
+const levelClass = (n) => `lens-chart-level lens-chart-level-${n}`;
 const markClass = ({ marker }) => (OPEN.has(marker) ? "lens-chart-open" : "lens-chart-mark");
 
 /** Bars from zero: rows for texts, columns for numbers and histograms. */
@@ -292,13 +294,14 @@ class Bars extends SeriesPlot {
     const room = right - left;
     const step = room / this.count;
     this.box = { left, right, top: 8, bottom: 8 + PLOT_HEIGHT };
-    this.x = x.edges ? (value) => left + share(value, x) * room : (n) => left + (n + 0.5) * step;
-    const marks = x.edges ? this.marksAcross(x, room) : x.values.map((value, n) => ({ value: n, text: number(value) }));
+    this.x = (at) => left + (x.edges ? share(at, x) * room : (at + 0.5) * step);
+    const marks = x.edges ? this.marksAcross(x, room) : x.values.map((_, n) => ({ value: n, text: this.markOf(x, n) }));
     this.across = this.fitAcross(marks, x.edges ? room / Math.max(1, marks.length - 1) : step);
     this.height = this.box.bottom + this.deep;
     this.along = (value) => this.box.bottom - Math.min(1, Math.max(0, share(value, y))) * PLOT_HEIGHT;
     const gap = x.edges ? 1 : step * 0.2;
-    this.slot = (n) => (x.edges ? [this.x(x.edges[n]), this.x(x.edges[n + 1]) - gap] : [left + n * step + gap / 2, left + (n + 1) * step - gap / 2]);
+    this.slot = (n) => (x.edges ? [this.x(x.edges[n]), this.x(x.edges[n + 1]) - gap]
+      : [left + n * step + gap / 2, left + (n + 1) * step - gap / 2]);
     this.thick = (this.slot(0)[1] - this.slot(0)[0]) / series.length;
   }
 
@@ -311,7 +314,8 @@ class Bars extends SeriesPlot {
     }
     const [left, right] = this.slot(n);
     const wide = (right - left) / this.data.series.length;
-    return { x: left + k * wide, y: a, width: Math.max(0.5, wide - (this.data.series.length > 1 ? 1 : 0)), height: b - a };
+    const gap = this.data.series.length > 1 ? 1 : 0;
+    return { x: left + k * wide, y: a, width: Math.max(0.5, wide - gap), height: b - a };
   }
 
   paint() {
@@ -321,41 +325,50 @@ class Bars extends SeriesPlot {
       this.drawUp(this.up, this.along);
       this.drawAcross(this.across, this.x);
     }
-    const each = data.series.flatMap((line, k) => line.values.map((value, n) => ({ line, k, value, n })));
-    const rects = pool(this.part("bars"), each.length, () => shape("rect"));
-    const whiskers = pool(this.part("whiskers"), each.length, () => shape("path"));
-    const colours = data.series.map((line) => seen(line.colour, this.view.surface));
-    each.forEach(({ line, k, value, n }, at) => {
-      const shown = known(value) ? this.bar(n, k, 0, value) : { width: 0, height: 0 };
-      const inset = data.series.length > 1 ? 0.75 : 0;
-      put(rects[at], { ...inner(shown, inset), fill: colours[k], stroke: colours[k], class: `lens-chart-fill-${data.series.length > 1 ? k : "only"}` });
-      put(whiskers[at], { d: this.whisker(line, n, k) });
-    });
-    const texts = pool(this.part("numbers", this.svg, { "aria-hidden": "true" }), this.rows ? each.length : 0, () => shape("text"));
-    if (this.rows) {
-      each.forEach(({ k, value, n }, at) => {
-        put(texts[at], { x: this.width - 2, y: this.bar(n, k, 0, 0).y + this.thick / 2 + 4, "text-anchor": "end" });
-        say(texts[at], this.write(value));
-      });
-    }
-    const levels = pool(this.part("levels"), data.rules.length, () => shape("path"));
+    this.paintBars();
+    const levels = pool(this.quiet("levels"), data.rules.length, () => shape("path"));
     data.rules.forEach(({ value }, n) => {
       const at = half(this.along(value));
-      put(levels[n], { d: this.rows ? `M${at} ${box.top}V${box.bottom}` : `M${box.left} ${at}H${box.right}`, class: `lens-chart-level lens-chart-level-${n}` });
+      const d = this.rows ? `M${at} ${box.top}V${box.bottom}` : `M${box.left} ${at}H${box.right}`;
+      put(levels[n], { d, class: levelClass(n) });
     });
-    this.part("front");
+    this.quiet("front");
+  }
+
+  paintBars() {
+    const { series } = this.data;
+    const each = series.flatMap((line, k) => line.values.map((value, n) => ({ line, k, value, n })));
+    const rects = pool(this.quiet("bars"), each.length, () => shape("rect"));
+    const whiskers = pool(this.quiet("whiskers"), each.length, () => shape("path"));
+    const ends = () => shape("text", { "text-anchor": "end" });
+    const numbers = pool(this.quiet("numbers"), this.rows ? each.length : 0, ends);
+    const inset = series.length > 1 ? 0.75 : 0; // half the stroke that tells hollow bars
+    each.forEach(({ line, k, value, n }, at) => {
+      const colour = this.view.seen(line.colour);
+      const place = known(value) ? this.bar(n, k, 0, value) : NOWHERE;
+      put(rects[at], { ...inner(place, inset), fill: colour, stroke: colour, class: this.fillClass(k) });
+      put(whiskers[at], { d: this.whisker(line, n, k) });
+      if (!this.rows) return;
+      put(numbers[at], { x: this.width - 2, y: this.bar(n, k, 0, 0).y + this.thick / 2 + 4 });
+      say(numbers[at], this.write(value));
+    });
+  }
+
+  fillClass(k) {
+    return `lens-chart-fill-${this.data.series.length > 1 ? k : "only"}`;
   }
 
   paintRowAxes() {
     const { box, data } = this;
-    const grid = pool(this.part("grid", this.svg, { "aria-hidden": "true" }), this.across.length, () => shape("path.rule"));
+    const grid = pool(this.quiet("grid"), this.across.length, () => shape("path"));
     this.across.forEach(({ value }, n) => {
-      put(grid[n], { d: `M${half(this.along(value))} ${box.top}V${box.bottom}`, class: value === 0 ? "lens-chart-zero" : "lens-chart-rule" });
+      put(grid[n], { d: `M${half(this.along(value))} ${box.top}V${box.bottom}`, class: gridClass(value) });
     });
-    const labels = pool(this.part("up", this.svg, { "aria-hidden": "true" }), this.count, () => shape("text"));
+    const labels = pool(this.quiet("up"), this.count, () => shape("text"));
     data.x.labels.forEach((label, n) => {
       const y = box.top + n * this.pitch;
-      put(labels[n], this.above ? { x: box.left + 6, y: y + 15, "text-anchor": "start" } : { x: box.left - 10, y: y + this.pitch / 2 + 4, "text-anchor": "end" });
+      put(labels[n], this.above ? { x: box.left + 6, y: y + 15, "text-anchor": "start" }
+        : { x: box.left - 10, y: y + this.pitch / 2 + 4, "text-anchor": "end" });
       say(labels[n], tame(label));
     });
     this.drawAcross(this.across, this.along);
@@ -373,9 +386,9 @@ class Bars extends SeriesPlot {
   }
 
   drawSeriesSample(stroke, mark, line, n) {
-    const colour = seen(line.colour, this.view.surface);
+    const colour = this.view.seen(line.colour);
     put(stroke, { d: "", class: "" });
-    put(mark, { d: "M-11-4.5h22v9h-22z", class: `lens-chart-fill-${this.data.series.length > 1 ? n : "only"}`, stroke: colour, fill: colour });
+    put(mark, { d: "M-11-4.5h22v9h-22z", class: this.fillClass(n), stroke: colour, fill: colour });
   }
 
   area(n) {
@@ -388,9 +401,9 @@ class Bars extends SeriesPlot {
   showAt() {
     if (!this.spots) return;
     const here = this.here();
-    const [shade, frame] = pool(this.part("front"), 2, (n) => shape(["rect.shade", "rect.frame"][n]));
-    put(shade, here === null ? { width: 0, height: 0 } : this.area(here));
-    put(frame, !this.ringed ? { width: 0, height: 0 } : inner(this.area(this.focus), 1));
+    const [shade, frame] = pool(this.quiet("front"), 2, (n) => shape(["rect.shade", "rect.frame"][n]));
+    put(shade, here === null ? NOWHERE : this.area(here));
+    put(frame, !this.ringed ? NOWHERE : inner(this.area(this.focus), 1));
     this.showReadout(here);
   }
 }

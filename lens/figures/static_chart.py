@@ -53,7 +53,7 @@ def _draw_lines(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
     for one in plot["series"]:
         colour = _seen(one["colour"])
         mark = _MARKERS[one["marker"]]
-        axes.plot(places, _numbers(one["values"]), color=colour, marker=mark, linewidth=1.6, label=drawable(one["name"]), **edge)
+        axes.plot(places, _numbers(one["values"]), color=colour, marker=mark, linewidth=1.6, label=_text(one["name"]), **edge)
         if "low" in one:
             axes.fill_between(places, _numbers(one["low"]), _numbers(one["high"]), color=colour, alpha=0.18, linewidth=0)
     _draw_rules(axes.axhline, plot["rules"])
@@ -77,7 +77,7 @@ def _draw_bars(axes: Axes, plot: Mapping[str, Any], _chosen: Any) -> None:
         _draw_one_of_bars(axes, one, start + (k + 0.5) * room / many, room / many, _FILLS[k] if many > 1 else None, rows)
     _draw_rules(axes.axvline if rows else axes.axhline, plot["rules"])
     if rows:
-        axes.set_yticks(range(len(x["labels"])), [fill(drawable(label), 32) for label in x["labels"]])
+        axes.set_yticks(range(len(x["labels"])), [fill(_text(label), 32) for label in x["labels"]])
         axes.invert_yaxis()
         axes.set(xlim=y["range"], xlabel=_titled(y), ylabel=_titled(x))
     else:
@@ -96,7 +96,7 @@ def _draw_one_of_bars(
     heights, colour = _numbers(one["values"]), _seen(one["colour"])
     look: dict[str, Any] = {"edgecolor": colour, "facecolor": (*colour, 1.0 if opacity is None else opacity)}
     look["linewidth"] = 0.3 if opacity is None else 1.0
-    (axes.barh if rows else axes.bar)(places, np.nan_to_num(heights), thick, label=drawable(one["name"]), **look)
+    (axes.barh if rows else axes.bar)(places, np.nan_to_num(heights), thick, label=_text(one["name"]), **look)
     if "low" in one:
         ends = np.abs(np.stack([heights - _numbers(one["low"]), _numbers(one["high"]) - heights]))
         whisker: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 0.8, "capsize": 2}
@@ -135,7 +135,7 @@ def _draw_map(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
         axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=ACCENT, linewidth=2, zorder=3))
 
 
-def _mark_beyond(axes: Axes, cells: np.ndarray, ends: Sequence[float], inks: Sequence[str]) -> list[str]:
+def _mark_beyond(axes: Axes, cells: np.ndarray, ends: Sequence[float | int], inks: Sequence[str]) -> list[str]:
     """Marks the cells whose colour only says that they lie outside the range; what the marks mean."""
     notes = []
     kinds = (("v", cells < ends[0], f"▽ below {ends[0]:g}"), ("^", cells > ends[1], f"△ above {ends[1]:g}"))
@@ -171,29 +171,33 @@ def _finish(axes: Axes, plot: Mapping[str, Any], grid: Any) -> None:
         return
     # Above the axes, where it can hide nothing, with the title on top of it.
     legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8, borderaxespad=0.2,
-                         title=drawable(plot["title"]) or None, alignment="left")  # fmt: skip
+                         title=_text(plot["title"]) or None, alignment="left")  # fmt: skip
     legend.get_title().set(fontsize=10, fontweight="bold")
 
 
 def _entitle(axes: Axes, plot: Mapping[str, Any]) -> None:
-    axes.set_title(drawable(plot["title"]), loc="left", fontsize=10, weight="bold")
+    axes.set_title(_text(plot["title"]), loc="left", fontsize=10, weight="bold")
 
 
 def _draw_rules(draw: Any, rules: Sequence[Mapping[str, Any]]) -> None:
     for rule, dash in zip(rules, [*_DASHES, *["--"] * len(rules)], strict=False):
-        draw(rule["value"], color="black", linestyle=dash, linewidth=1.0, label=drawable(rule["label"]))
+        draw(rule["value"], color="black", linestyle=dash, linewidth=1.0, label=_text(rule["label"]))
 
 
-def _numbers(values: Sequence[float | None]) -> np.ndarray:
+def _numbers(values: Sequence[float | int | None]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
 def _titled(axis: Mapping[str, Any]) -> str:
-    return drawable(f"{axis['title']} ({axis['unit']})" if axis["unit"] else axis["title"])
+    return _text(f"{axis['title']} ({axis['unit']})" if axis["unit"] else axis["title"])
 
 
 def _label(text: str) -> str:
-    return drawable(visible(text, 18))
+    return _text(text, 18)
+
+
+def _text(text: str, width: int | None = None) -> str:
+    return drawable(visible(text, width))
 
 
 def _widened(x: Mapping[str, Any]) -> tuple[float, float]:

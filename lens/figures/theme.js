@@ -92,8 +92,8 @@ const tame = (text) => text.replace(/\p{Cf}/gu, (character) => {
 });
 
 /**
- * How a widget makes its elements: with maker("lens-grid"), make("p.key") is <p class="lens-grid-key">. Children are nodes
- * or text, never markup.
+ * How a widget makes its elements: with maker("lens-grid"), make("p.key") is <p class="lens-grid-key">. Children are
+ * nodes or text, never markup.
  */
 const maker = (prefix) => (what, attributes = {}, ...children) => {
   const [tag, kind] = what.split(".");
