@@ -53,7 +53,7 @@ def shortcuts_for(
     )  # fmt: skip
     pairs = [pair for pair in moments.train.pairs if pair[1] == model.n_layers]
     # Read back although just fitted, so that every call gives the same tensors.
-    return load_shortcuts(fit_shortcuts(moments.train, pairs=pairs).save(path), model)
+    return load_shortcuts(fit_shortcuts(moments.train, validation=moments.validation, pairs=pairs).save(path), model)
 
 
 def shipped_tuned_lens(model: Model) -> TunedLens | None:

@@ -69,7 +69,7 @@ class Shortcuts:
         maps: pair (from_layer, to_layer) to its map; for a part of the blocks, pair (b, B + b) to the map from what
             enters it in block b of B to what leaves it.
         ridge: pair to the ridge it was fitted with, as a share of the mean variance.
-        error: pair to the mean squared error per token on the fitted text.
+        error: pair to the squared error per token that is to be expected on other text of the fitted kind.
         source: what they were fitted on (model, corpus, tokens, …).
     """
 
@@ -161,10 +161,10 @@ class Shortcuts:
         )
 
     def strangeness(self, run: Run) -> xr.DataArray:
-        """How much worse the maps to the last layer do on a text than on the text they were fitted on.
+        """How much worse the maps to the last layer do on a text than on texts of the kind that they were fitted on.
 
         Returns:
-            Array over `layer`: mean squared error per token of this run over that of the fit. About 1 where the text
+            Array over `layer`: mean squared error per token of this run over the expected one. About 1 where the text
             is of the fitted kind; position 0, which the fit leaves out, is left out here too.
 
         Raises:
@@ -176,7 +176,7 @@ class Shortcuts:
         final = run.residual[-1, 1:].double()
         errors = [(self.translate(i, run.residual[i, 1:]).double() - final).square().sum(-1).mean() for i in self.layers]
         ratios = np.array([float(e) / self.error[i, self.last] for e, i in zip(errors, self.layers, strict=True)])
-        label = "squared error on this text over that of the fit"
+        label = "squared error on this text over the expected one"
         coordinates = {"layer": variable(("layer",), np.array(self.layers), "layer that the map starts from")}
         return xr.DataArray(variable(("layer",), ratios, label), coords=coordinates, name="strangeness")
 
@@ -234,7 +234,8 @@ def fit_shortcuts(
         ridge: penalty as a share of the mean variance of the source state; None chooses it per pair
             among 1e-6 … 1e-1 on `validation`.
         bias: False fits a map through the origin, as the paper does; its error also counts the means.
-        validation: moments of text that is neither fitted nor scored on; needed when `ridge` is None.
+        validation: moments of text that is neither fitted nor scored on; needed when `ridge` is None. The expected
+            error is measured on it; without it, the fit's own error is scaled up as it would be for Gaussian states.
         pairs: which maps; by default all pairs of the moments.
 
     Cost: one Cholesky factorisation of `[d, d]` per map and ridge, and one product.
@@ -261,7 +262,7 @@ def fit_shortcuts(
         fitted = {option: _fit_pair(moments, pair, option, bias) for option in options}
         best = max(options, key=lambda o: _score_pair(fitted[o], validation, pair)["r2_pooled"]) if validation else options[0]
         maps[pair], ridges[pair] = fitted[best], best
-    error = {pair: float(coordinate_errors(found, moments, pair).sum()) / moments.count for pair, found in maps.items()}
+    error = {pair: _expected_error(found, moments, validation, pair) for pair, found in maps.items()}
     return Shortcuts(maps, ridges, error, {**moments.source, "count": moments.count, "bias": int(bias)})
 
 
@@ -273,6 +274,13 @@ def _fit_pair(moments: Moments, pair: Pair, ridge: float, bias: bool) -> AffineM
     within = torch.addr(moments.within[i], before, before, alpha=moments.count)
     across = torch.addr(moments.across[pair], before, after, alpha=moments.count)
     return AffineMap(solve_ridge(within, across, ridge), torch.zeros_like(before), torch.zeros_like(after))
+
+
+def _expected_error(fitted: AffineMap, moments: Moments, validation: Moments | None, pair: Pair) -> float:
+    if validation is not None:
+        return float(coordinate_errors(fitted, validation, pair).sum()) / validation.count
+    optimism = (1 - held_out_null(moments.count, moments.width)) / (1 - in_sample_null(moments.count, moments.width))
+    return optimism * float(coordinate_errors(fitted, moments, pair).sum()) / moments.count
 
 
 def noise_floor(train: Moments, test: Moments, *, ridge: float = 1e-4) -> xr.Dataset:
