@@ -13,7 +13,7 @@ from lens.base.errors import InputError
 from lens.figures.chart import axis, bars, chart, lines, rule, series
 
 LOWEST = -1.0
-"""Scores below are drawn here: how bad a map is that is worse than none does not matter."""
+"""Where axes end at the latest: how bad a map is that is worse than none is told by its number."""
 
 _COLUMNS: Mapping[str, tuple[str, str]] = {
     "held out": ("score", "score_update"),
@@ -47,20 +47,15 @@ def linearity_chart(linearity: xr.Dataset, floor: xr.Dataset, ladder: xr.Dataset
     profile = lines(
         "block",
         linearity.block,
-        {name: _drawn(linearity[column]) for name, column in columns.items()},
+        {name: linearity[column].to_numpy() for name, column in columns.items()},
         x_axis="block",
         y_axis=axis(f"R², {scored}", range=(_foot(*_all_scores(linearity, floor)), 1.0)),
-        rules=[rule(float(_drawn(floor[column]).max()), label) for label, column in noise.items()],
+        rules=[rule(float(floor[column].max()), label) for label, column in noise.items()],
     )
-    lowest = _foot(ladder.r2.to_numpy())
-    maps = [series("held out", _drawn(ladder.r2[0])), series("noise floor", _drawn(ladder.null_r2[0], lowest))]
+    maps = [series("held out", ladder.r2[0].to_numpy()), series("noise floor", ladder.null_r2[0].to_numpy())]
     title = f"block {block}, layer {block} to {block + 1}"
-    bound = axis("R², held out", range=(lowest, 1.0))
+    bound = axis("R², held out", range=(_foot(ladder.r2.to_numpy()), 1.0))
     return chart([profile, bars("ladder", steps, maps, label_axis="map", value_axis=bound, title=title)])
-
-
-def _drawn(values: xr.DataArray, lowest: float = LOWEST) -> np.ndarray:
-    return np.clip(values.to_numpy(), lowest, None)
 
 
 def _all_scores(linearity: xr.Dataset, floor: xr.Dataset) -> list[np.ndarray]:

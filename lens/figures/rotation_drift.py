@@ -54,31 +54,36 @@ def _angles(steps: xr.Dataset, direct: xr.Dataset, subspace: str, picture: str) 
         )  # fmt: skip
     here = steps.sel(subspace=subspace)
     curves = [series("turn", here.energy_angle, colour=BLUE), series("noise floor", here.energy_angle_noise, colour=BLACK)]
-    end = float(np.ceil(max(steps.energy_angle.max(), steps.energy_angle_noise.max()) / 30) * 30)
-    return lines("blocks", here.from_layer, curves, x_axis="block", y_axis=axis(found, "degrees", range=(0.0, end)))
+    bound = axis(found, "degrees", scale="log", range=(_least(steps), 200.0))
+    return lines("blocks", here.from_layer, curves, x_axis="block", y_axis=bound)
+
+
+def _least(steps: xr.Dataset) -> float:
+    """A power of ten at or below the angles of every subspace, so that the axis stays from one to the other."""
+    known = np.concatenate([steps[name].to_numpy().ravel() for name in ("energy_angle", "energy_angle_noise")])
+    return float(10.0 ** np.clip(np.floor(np.log10(known[known > 0].min(initial=1.0))), -2, 1))
 
 
 def _shares(steps: xr.Dataset) -> dict[str, Any]:
     shown = {"mean shift": "shift", "scale": "scale", "rotation": "rotation", "linear": "linear"}
-    curves = {name: np.clip(steps.r2.sel(step=step).to_numpy(), -0.2, None) for name, step in shown.items()}
-    noise = float(steps.null_r2.sel(step="linear").max())
-    rules = [rule(max(noise, -0.2), "noise floor")]
-    return lines("blocks", steps.from_layer, curves, x_axis="block", y_axis=axis("R², held out", range=(-0.2, 1.0)), rules=rules)
+    curves = {name: steps.r2.sel(step=step).to_numpy() for name, step in shown.items()}
+    rules = [rule(float(steps.null_r2.sel(step="linear").max()), "noise floor")]
+    least = min(float(steps.r2.sel(step=list(shown.values())).min()), rules[0]["value"])
+    bound = axis("R², held out", range=(max(-1.0, min(-0.2, np.floor(5 * least) / 5)), 1.0))
+    return lines("blocks", steps.from_layer, curves, x_axis="block", y_axis=bound, rules=rules)
 
 
 def _turns(pair: xr.Dataset, subspace: str) -> dict[str, Any]:
-    turns = pair.rotation_angle[0].to_numpy()
+    turns, angle = pair.rotation_angle[0].to_numpy(), float(pair.energy_angle.sel(subspace=subspace)[0])
     counts, edges = np.histogram(turns, bins=np.arange(0.0, 180.0 + BIN, BIN))
-    one = pair.isel(pair=0).sel(subspace=subspace)
-    rules = [rule(float(one.energy_angle), f"energy angle, {named(subspace)}"), rule(float(turns.mean()), "mean")]
+    title = f"layer {int(pair.from_layer[0])} to {int(pair.to_layer[0])}: mean {turns.mean():.0f}°, by energy {angle:.1f}°"
     return histogram(
         "turns",
         edges,
         [series("directions", counts, colour=BLUE)],
-        x_axis=axis("angle of the rotation, all directions", "degrees"),
+        x_axis=axis("angle of the rotation, all directions", "degrees", range=(0.0, 180.0)),
         y_axis="directions",
-        title=f"layer {int(pair.from_layer[0])} to {int(pair.to_layer[0])}",
-        rules=rules,
+        title=title,
     )
 
 

@@ -22,7 +22,7 @@ from lens.probes.procrustes import procrustes
 from lens.probes.shortcuts import noise_floor
 
 _MASKS = {"without massive states": "robust", "without first tokens": "first", "all tokens, as published": "none"}
-_SCORED = {"on new text": "held out", "on the fitted text": "in sample"}
+_SCORED = ("held out", "in sample")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class LayerLinearity(MomentPanel):
         narrow = widgets.Layout(width="auto")
         controls = {
             "mask": widgets.Dropdown(options=list(_MASKS.items()), layout=narrow, tooltip="which tokens count"),
-            "scored": widgets.ToggleButtons(options=list(_SCORED.items()), style={"button_width": "auto"}),
+            "scored": widgets.ToggleButtons(options=list(_SCORED), style={"button_width": "auto"}),
             "block": widgets.SelectionSlider(
                 options=[0], description="block", layout=widgets.Layout(width="20em"), style={"description_width": "auto"}
             ),
@@ -88,6 +88,8 @@ class LayerLinearity(MomentPanel):
         kept = {key: result for key, result in self._of_masks.items() if key[:-1] == settings}
         key = (*settings, job.settings["mask"])
         if key not in kept:
+            job.say("moments")
+            self._dim("moments", 0.0)
             kept[key] = super()._compute(job)
         self._of_masks = kept
         return kept[key]
@@ -128,8 +130,8 @@ class LayerLinearity(MomentPanel):
             raise InputError(
                 f"The block is {block!r}", f"one of {blocks[0]} to {blocks[-1]}", f"block={blocks[len(blocks) // 2]}"
             )
-        if view["scored"] not in _SCORED.values():
-            raise InputError(f"The score is {view['scored']!r}", f"one of {', '.join(_SCORED.values())}", "scored='held out'")
+        if view["scored"] not in _SCORED:
+            raise InputError(f"The score is {view['scored']!r}", f"one of {', '.join(_SCORED)}", "scored='held out'")
         return {"scored": view["scored"], "block": block}
 
     def _spec(self, result: _Result, view: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,8 +178,8 @@ def _sentence(medians: Mapping[str, float], of_block: Mapping[str, float], block
     shares = {name: _percent(value) for name, value in medians.items()}
     text = (
         f"One matrix explains {shares['score']} of what leaves a block and {shares['score_update']} of what it adds itself "
-        f"(medians, new text); the state as it came, shifted to the right mean, already explains "
-        f"{_percent(1 - medians['update_energy'])}. On the fitted text the two read {shares['score_in_sample']} and "
+        f"(medians, held out); the state as it came, shifted to the right mean, already explains "
+        f"{_percent(1 - medians['update_energy'])}. In sample the two read {shares['score_in_sample']} and "
         f"{shares['score_update_in_sample']}. Block {block} adds {of_block['update_norm']:.2f} times the size of its output, "
         f"and a matrix explains {_percent(of_block['score_update'])} of that."
     )

@@ -22,7 +22,7 @@ from lens.panels.panel import Job
 from lens.probes.procrustes import procrustes
 
 _SUBSPACES = {10: "10", 50: "50", 0.9: "90 %", None: "all"}
-_PICTURES = {"by block": "blocks", "over depth": "depth", "what it explains": "shares"}
+_PICTURES = {"by block": "blocks", "over depth": "depth", "shares": "shares"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class RotationDrift(MomentPanel):
         picture: str = "blocks",
     ):
         def slider(name: str) -> widgets.SelectionSlider:
-            layout, style = widgets.Layout(width="18em"), {"description_width": "auto"}
+            layout, style = widgets.Layout(width="16em"), {"description_width": "auto"}
             return widgets.SelectionSlider(options=[0], description=f"{name} layer", layout=layout, style=style)
 
         controls = {

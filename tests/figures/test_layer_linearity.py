@@ -56,10 +56,10 @@ def test_the_axis_stays_between_the_ways_of_scoring():
     assert ranges == [[-0.8, 1.0]] * 2
 
 
-def test_scores_far_below_nothing_are_drawn_at_the_foot():
+def test_scores_far_below_nothing_leave_the_axis_but_keep_their_number():
     profile, _ = linearity_chart(scores(score_update=[-40.0, 0.5, 0.6]), floor(), ladder())["plots"]
     assert profile["y"]["range"] == [LOWEST, 1.0]
-    assert profile["series"][1]["values"] == [LOWEST, 0.5, 0.6]
+    assert profile["series"][1]["values"] == [-40, 0.5, 0.6]
 
 
 def test_the_ladder_names_its_block_and_stands_beside_its_noise():
@@ -68,7 +68,7 @@ def test_the_ladder_names_its_block_and_stands_beside_its_noise():
     assert bars["x"]["labels"] == ["identity", "mean shift", "scale", "rotation", "linear"]
     held_out, noise = bars["series"]
     assert held_out["values"] == [0.8, 0.85, 0.85, 0.9, 0.95]
-    assert noise["values"] == [-0.2, -0.2, 0, -0.04, -0.03]
+    assert noise["values"] == [-1.4, -1, 0, -0.04, -0.03]
     assert bars["y"]["range"] == [-0.2, 1.0]
 
 

@@ -108,7 +108,7 @@ def test_clicks_choose_pairs(panel):
     panel.chart.selected = {"depth": 1}
     assert (panel.summary()["source"], panel.summary()["target"]) == (1, 3)
     assert panel.chart.selected == {"depth": 1}
-    assert panel.chart.spec["plots"][1]["title"] == "layer 1 to 3"
+    assert panel.chart.spec["plots"][1]["title"].startswith("layer 1 to 3: mean ")
 
 
 def test_controls_follow_the_settings_and_the_target_follows_the_source(panel):
