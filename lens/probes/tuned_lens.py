@@ -247,6 +247,7 @@ def fit_tuned_lens(
     windows = require_windows(model, corpus, "train", recipe.steps * per_step * window, window)
     validation = require_windows(model, corpus, "validation", 4096, window)
     untrained = _untrained(model, chosen, start)
+    module = Translators(*untrained)
     source = {
         "model": model.name,
         "model_fingerprint": model.fingerprint,
@@ -259,10 +260,11 @@ def fit_tuned_lens(
         "window": window,
         "tokens_per_step": per_step * window,
         "start": "identity" if start is None else start.kind,
+        "start_tokens": 0 if start is None else int(start.source["count"]),
+        "start_hash": digest_of(dict(module.named_parameters())),
         "recipe": recipe.name,
     }
-    module = Translators(*untrained)
-    asked = {"recipe": asdict(recipe), "source": source, "start": digest_of(dict(module.named_parameters()))}
+    asked = {"recipe": asdict(recipe), "source": source}
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "tuned-lenses" / f"{corpus.name}-{key}".replace("/", "-")
     with cache_lock(folder.name):

@@ -212,7 +212,7 @@ def test_training_starts_from_the_shortcut_maps(tiny: Model, texts: Corpus):
     better = fit_tuned_lens(tiny, texts, start=shortcuts, recipe=QUICK, tokens_per_step=256, window=32)
     scores = better.score(tiny, texts, start=shortcuts, window=32).kl_to_final
     assert bool((scores.sel(lens="tuned") < scores.sel(lens="shortcut")).all())
-    assert better.source["start"] == "shortcut"
+    assert (better.source["start"], better.source["start_tokens"]) == ("shortcut", shortcuts.source["count"])
 
 
 def test_model_is_left_as_it_was(tiny: Model, texts: Corpus):
