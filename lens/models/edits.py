@@ -85,6 +85,11 @@ def part_modules(model: Model, block: int, part: str) -> tuple[nn.Module, nn.Mod
     return ends
 
 
+def adds_stream(module: nn.Module) -> bool:
+    """Whether a part of a block is given the residual stream besides its own input, and adds it itself (BLOOM)."""
+    return "residual" in inspect.signature(type(module).forward).parameters
+
+
 # Stand-ins of one module: what was in the module's own dictionary before, then the edits, last one on top.
 _STACKS: weakref.WeakKeyDictionary[nn.Module, list[Forward | None]] = weakref.WeakKeyDictionary()
 
@@ -110,15 +115,13 @@ def _in_place_of(module: nn.Module, forward: Forward) -> Iterator[None]:
 def _forwards(ends: tuple[nn.Module, nn.Module], stand_in: StandIn, form: _Form, place: str) -> list[tuple[nn.Module, Forward]]:
     """The modules to replace, and what each does instead."""
     first, last = ends
-    signature = inspect.signature(type(last).forward)
-    adds_stream = "residual" in signature.parameters
 
     def give(states: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         given = stand_in(states)
         _require_shape(given, states, place)
         given = given.to(states.device, form.dtype or states.dtype)
-        if adds_stream:
-            given = given + signature.bind(last, *args, **kwargs).arguments["residual"]
+        if adds_stream(last):
+            given = given + inspect.signature(type(last).forward).bind(last, *args, **kwargs).arguments["residual"]
         return given if form.container is None else form.container([given, *[None] * (form.length - 1)])
 
     if first is last:
