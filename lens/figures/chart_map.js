@@ -1,3 +1,5 @@
+const NUMBER_SIZE = 11 / 12; // of the numbers in cells, as a share of other text
+
 /** Values over two axes, y upward, as colours. */
 class HeatMap extends Plot {
   valueAxis() {
@@ -118,8 +120,10 @@ class HeatMap extends Plot {
 
   /** Writes the values into the cells where there is room for them. */
   drawNumbers() {
-    const texts = this.flat.map((value, n) => (known(value) && !this.beyond.has(n) ? brief(value) : ""));
-    const fits = this.h >= 18 && texts.length <= 400 && texts.every((text) => this.text(text) <= this.w - 4);
+    const whole = this.flat.every((value) => !known(value) || Number.isInteger(value) || Math.abs(value) >= 100);
+    const written = (value, n) => (known(value) && !this.beyond.has(n) ? brief(value, whole ? 0 : 2) : "");
+    const texts = this.flat.map(written);
+    const fits = this.h >= 18 && texts.length <= 400 && texts.every((text) => this.text(text) * NUMBER_SIZE <= this.w - 3);
     const group = this.quiet("values");
     const elements = pool(group, fits ? texts.length : 0, () => shape("text", { "text-anchor": "middle" }));
     texts.slice(0, elements.length).forEach((text, n) => {
@@ -232,7 +236,7 @@ class HeatMap extends Plot {
 }
 
 /** A value short enough for a cell. */
-function brief(value) {
-  const text = Math.abs(value) < 10 && !Number.isInteger(value) ? value.toFixed(2) : String(Math.round(value));
-  return minus(text === "-0.00" ? "0.00" : text);
+function brief(value, digits) {
+  const text = value.toFixed(digits);
+  return minus(Number(text) === 0 ? text.replace("-", "") : text);
 }

@@ -172,14 +172,16 @@ class Plot {
     this.key = make("span.key", { hidden: "" });
     this.xTitle = make("p.x", { "aria-hidden": "true" });
     this.svg = shape("svg.svg");
+    this.body = make("div.body", {}, this.svg, this.xTitle);
     this.parts = {};
     this.element = make("figure.plot", {}, this.title, this.readout, make("div.head", {}, this.yTitle, this.key),
-      make("div.body", {}, this.svg, this.xTitle));
+      this.body);
     this.listen();
   }
 
   listen() {
-    const on = (event, handler) => this.svg.addEventListener(event, (e) => handler(e, this.spotOf(e.target)));
+    // Not on the drawing itself: Chromium lets Tab stop at an SVG element that listens for focus.
+    const on = (event, handler) => this.body.addEventListener(event, (e) => handler(e, e.target.spot ?? null));
     on("pointerover", (_, spot) => { this.hover = spot; this.showAt(); });
     on("pointerleave", () => { this.hover = null; this.showAt(); });
     on("click", (_, spot) => { if (spot !== null) { this.go(spot); this.select(spot); } });
@@ -299,10 +301,6 @@ class Plot {
   }
 
   // ── Selection and walking ──
-
-  spotOf(target) {
-    return target.spot ?? null;
-  }
 
   /** The place that the read-out speaks of. */
   here() {

@@ -274,8 +274,11 @@ class Bars extends SeriesPlot {
     const widest = Math.max(...labels.map((label) => this.text(label)));
     this.above = widest > 0.42 * this.width; // no room beside the bars: then each label stands over its own
     const numbers = Math.max(...series.flatMap(({ values }) => values.map((value) => this.text(this.write(value)))));
-    const left = this.above ? 1 : Math.ceil(widest) + 12;
     const right = this.width - Math.ceil(numbers) - 12;
+    const room = right - (this.above ? 0 : widest + 12);
+    this.across = ticks(y.range, y.scale, 2 + Math.floor(room / 80));
+    const first = this.above ? this.text(this.across[0]?.text ?? "") / 2 + 1 : 0; // half of it stands left of the bars
+    const left = Math.ceil(right - room + first);
     this.thick = series.length > 1 ? 13 : 16;
     this.pitch = series.length * (this.thick + 2) + (this.above ? 26 : 8);
     this.box = { left, right, top: 4, bottom: 4 + this.count * this.pitch };
@@ -283,7 +286,6 @@ class Bars extends SeriesPlot {
     this.deep = 24;
     this.turned = false;
     this.along = (value) => left + Math.min(1, Math.max(0, share(value, y))) * (right - left);
-    this.across = ticks(y.range, y.scale, 2 + Math.floor((right - left) / 80));
   }
 
   layoutColumns() {
@@ -367,7 +369,7 @@ class Bars extends SeriesPlot {
     const labels = pool(this.quiet("up"), this.count, () => shape("text"));
     data.x.labels.forEach((label, n) => {
       const y = box.top + n * this.pitch;
-      put(labels[n], this.above ? { x: box.left + 6, y: y + 15, "text-anchor": "start" }
+      put(labels[n], this.above ? { x: 2, y: y + 15, "text-anchor": "start" }
         : { x: box.left - 10, y: y + this.pitch / 2 + 4, "text-anchor": "end" });
       say(labels[n], tame(label));
     });
