@@ -29,8 +29,10 @@ QUICK = Recipe("quick", steps=30, optimiser="adam", learning_rate=3e-3)
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LENS_CACHE", str(tmp_path / "cache"))
+def own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache for each test, but the user's where the real model is read from it."""
+    if "smollm2" not in request.fixturenames:
+        monkeypatch.setenv("LENS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -406,6 +408,19 @@ def test_scores_go_through_netcdf(tiny: Model, texts: Corpus, tmp_path: Path):
     scores.to_netcdf(tmp_path / "scores.nc", engine="h5netcdf")
     with xr.open_dataset(tmp_path / "scores.nc", engine="h5netcdf") as again:
         xr.testing.assert_identical(again.load(), scores)
+
+
+def test_shipped_lens_reads_held_out_text_better_than_the_plain_lens(smollm2: Model):
+    path = Path(lens.__file__).parent / "records" / "tuned-lens-smollm2-135m.safetensors"
+    assert path.stat().st_size < 5e6
+    tuned = load_tuned_lens(path, smollm2)
+    assert tuned.layers == (5, 10, 15, 20, 25, 29)
+    assert tuned.record is not None
+    assert (tuned.record.recipe, tuned.record.tokens) == (SMALL, 120 * 384)
+    assert tuned.source["not_improved"] == "none"
+    scores = tuned.score(smollm2, lens.corpus("wikipedia"), tokens=256, window=128).kl_to_final
+    assert bool((scores.sel(lens="tuned") < scores.sel(lens="plain") / 4).all())
+    assert float(scores.sel(lens="tuned").mean()) < tuned.source["validation_kl_start"]
 
 
 # -- published lenses -----------------------------------------------------------------------------
