@@ -155,13 +155,12 @@ def lines(
         rules: dashed lines from `rule(…)`.
 
     Raises:
-        InputError: sizes that do not fit each other, x that does not increase, or nothing positive on a log axis.
+        InputError: sizes that do not fit each other, x that does not increase, or what is not positive on a log axis.
     """
     places = _increasing(x, name)
     found = _coloured(curves, len(places), name)
     x_axis, y_axis = _labelled(_axis(x_axis), len(places)), _axis(y_axis)
-    if x_axis["range"] is None:
-        x_axis["range"] = [places[0], places[-1]] if len(places) > 1 else [places[0] - 0.5, places[0] + 0.5]
+    x_axis["range"] = x_axis["range"] or _span(places, x_axis)
     y_axis["range"] = y_axis["range"] or _round_range(_extent(found, rules), y_axis["scale"], name)
     return {"kind": "lines", "name": name, "title": title, "x": {**x_axis, "values": places}, "y": y_axis,
             "series": found, "rules": list(rules)}  # fmt: skip
@@ -224,7 +223,7 @@ def histogram(
     places = _increasing(edges, name)
     found = _bar_series(counts, len(places) - 1, name)
     x_axis, y_axis = _axis(x_axis), _value_axis(y_axis, found, rules, name)
-    x_axis["range"] = x_axis["range"] or [places[0], places[-1]]
+    x_axis["range"] = x_axis["range"] or _span(places, x_axis)
     return {"kind": "bars", "name": name, "title": title, "x": {**x_axis, "edges": places}, "y": y_axis,
             "series": found, "rules": list(rules)}  # fmt: skip
 
@@ -304,6 +303,14 @@ def _increasing(values: Any, name: str) -> list[float | int]:
         needed = f"1 to {MOST_POINTS:,} finite numbers that increase"
         raise InputError(f"An axis of {name!r} has shape {found.shape}", needed, "np.unique(x)")
     return [int(value) if value.is_integer() else float(f"{value:.7g}") for value in found.tolist()]
+
+
+def _span(places: list[float | int], found: Axis) -> list[float | int]:
+    if found["scale"] == "log" and places[0] <= 0:
+        raise InputError(f"{found['title']!r} begins at {places[0]:g}", "positive values on a logarithmic axis", "scale='linear'")
+    if len(places) > 1:
+        return [places[0], places[-1]]
+    return [places[0] / 2, places[0] * 2] if found["scale"] == "log" else [places[0] - 0.5, places[0] + 0.5]
 
 
 def _labelled(found: Axis, count: int) -> Axis:

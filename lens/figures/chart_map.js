@@ -222,7 +222,7 @@ class HeatMap extends Plot {
     say(label, chosen === null ? "" : this.markOf(this.data.y, row));
     put(label, { x: this.box.left - 8, y: this.y(row) + 4, "text-anchor": "end" });
     [...this.part("up").children].forEach((other, n) => {
-      const near = chosen !== null && Math.abs(this.y(this.up[n].value) - this.y(row)) < SIZE + 1;
+      const near = chosen !== null && Math.abs(this.y(this.up[n].value) - this.y(row)) < SIZE + 4;
       put(other, { visibility: near ? "hidden" : "visible" });
     });
   }

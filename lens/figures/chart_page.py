@@ -8,7 +8,7 @@ from typing import Any
 
 from lens.base.text import html_safe
 from lens.figures.chart import SCRIPTS, STYLES
-from lens.figures.page import _PAGE, widget_source
+from lens.figures.page import PAGE, widget_source
 
 
 def chart_page(spec: Mapping[str, Any], title: str, says: str, source: str, selected: Mapping[str, Any] | None = None) -> str:
@@ -22,7 +22,7 @@ def chart_page(spec: Mapping[str, Any], title: str, says: str, source: str, sele
         selected: what is selected at first, by the plots' names.
     """
     state = json.dumps({"spec": spec, "selected": dict(selected or {})}, allow_nan=False)
-    return _PAGE.format(
+    return PAGE.format(
         title=html_safe(title),
         css=widget_source(*STYLES),
         prompt=html_safe(says),

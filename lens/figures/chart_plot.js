@@ -293,7 +293,7 @@ class Plot {
 
   /** Labels below that stand on every place, turned where that is the only way; sets how deep they reach. */
   fitAcross(marks, step) {
-    const widest = Math.max(...marks.map(({ text }) => this.text(text)));
+    const widest = Math.max(0, ...marks.map(({ text }) => this.text(text)));
     const words = marks.some(({ text }) => !/^[\d.,−]*$/.test(text));
     this.turned = words && widest + 8 > step;
     this.deep = this.turned ? widest + 14 : 24;

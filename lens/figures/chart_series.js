@@ -289,7 +289,7 @@ class Bars extends SeriesPlot {
   }
 
   layoutColumns() {
-    const { x, y, series } = this.data;
+    const { x, y } = this.data;
     this.up = ticks(y.range, y.scale, 6);
     const left = Math.ceil(Math.max(26, ...this.up.map(({ text }) => this.text(text)))) + 10;
     const right = this.width - 16;
@@ -304,7 +304,6 @@ class Bars extends SeriesPlot {
     const gap = x.edges ? 1 : step * 0.2;
     this.slot = (n) => (x.edges ? [this.x(x.edges[n]), this.x(x.edges[n + 1]) - gap]
       : [left + n * step + gap / 2, left + (n + 1) * step - gap / 2]);
-    this.thick = (this.slot(0)[1] - this.slot(0)[0]) / series.length;
   }
 
   /** The rectangle of one bar: along the value, and across it. */

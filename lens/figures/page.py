@@ -14,7 +14,7 @@ from lens.base.text import html_safe
 from lens.figures.logit_lens import grid_spec
 from lens.figures.measures import chosen_measure, shown_layers
 
-_PAGE = """<!doctype html>
+PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -63,7 +63,7 @@ def logit_lens_page(
         "selected": list(chosen),
     }
     facts = " · ".join(f"{name} {value}" for name, value in dataset.attrs.items() if name != "prompt")
-    return _PAGE.format(
+    return PAGE.format(
         title=html_safe(f"{dataset.attrs['model']}: logit lens"),
         css=widget_source("theme.css", "token_grid.css"),
         prompt=html_safe(str(dataset.attrs["prompt"])),

@@ -57,7 +57,7 @@ def logit_lens_figure(dataset: xr.Dataset, colour: str = "probability", stride: 
     _write_words(axes, dataset.sel(layer=layers), shades)
     _draw_marks(axes, dataset, layers)
     axes.set_yticks([row + 0.5 for row in range(len(layers))], [str(layer) for layer in layers])
-    tokens = [_plain(visible(token, 10)) for token in dataset.input_token.to_numpy()]
+    tokens = [drawable(visible(token, 10)) for token in dataset.input_token.to_numpy()]
     axes.set_xticks([column + 0.5 for column in range(len(tokens))], tokens, family=_MONO, weight="bold")
     axes.set_ylabel("layer")
     axes.tick_params(length=0)
@@ -67,7 +67,7 @@ def logit_lens_figure(dataset: xr.Dataset, colour: str = "probability", stride: 
     bar.set_label(measure.title)
     bar.outline.set_visible(False)
     title = f"{dataset.attrs['model']} · {dataset.attrs.get('lens', 'plain')} lens"
-    axes.set_title(_plain(title), loc="left", fontsize=9, color="#555")
+    axes.set_title(drawable(title), loc="left", fontsize=9, color="#555")
     return figure
 
 
@@ -76,7 +76,7 @@ def _write_words(axes: Axes, shown: xr.Dataset, shades) -> None:
     for row in range(words.shape[0]):
         for column in range(words.shape[1]):
             axes.text(
-                column + 0.5, row + 0.5, _plain(visible(words[row, column], 9)),
+                column + 0.5, row + 0.5, drawable(visible(words[row, column], 9)),
                 ha="center", va="center", color=ink(shades[row, column]), family=_MONO, fontsize=7.5,
             )  # fmt: skip
 
@@ -93,7 +93,7 @@ def _draw_marks(axes: Axes, dataset: xr.Dataset, layers: list[int]) -> None:
             )
 
 
-def _plain(text: str) -> str:
+def drawable(text: str) -> str:
     """Keep matplotlib from reading dollar signs as mathematics, and from warning of characters that its font lacks."""
     known = _font_characters()
     return "".join(character if ord(character) in known else "□" for character in text).replace("$", r"\$")

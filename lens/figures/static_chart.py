@@ -10,7 +10,7 @@ import numpy as np
 
 from lens.base.text import visible
 from lens.figures.measures import ACCENT, DEEP, SURFACE
-from lens.figures.static import _plain as drawable
+from lens.figures.static import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

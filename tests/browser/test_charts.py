@@ -251,6 +251,32 @@ def test_hostile_labels_are_text(show):
     assert not any(ord(character) in range(0x202A, 0x202F) for character in names)
 
 
+UNIT, LOG = axis("y", range=(0, 1)), axis("z", scale="log")
+ODD = {
+    "one x": lambda: lines("a", [3], {"b": [2]}, x_axis="x", y_axis="y"),
+    "nothing known": lambda: lines("a", [0, 1], {"b": [np.nan, np.nan]}, x_axis="x", y_axis="y"),
+    "beyond its range": lambda: lines("a", [0, 1], {"b": [-5, 50]}, x_axis="x", y_axis=UNIT, rules=[rule(9, "c")]),
+    "both axes logarithmic": lambda: lines("a", [1, 10, 1000], {"b": [1, 0, 1e-9]}, x_axis=LOG, y_axis=LOG),
+    "many points": lambda: lines("a", range(2000), {"b": np.sin(np.arange(2000) / 99)}, x_axis="x", y_axis="y"),
+    "tiny numbers": lambda: lines("a", [0, 1e-7], {"b": [1e-9, 3e-9]}, x_axis="x", y_axis="y"),
+    "one bar": lambda: bars("a", ["b"], {"c": [np.nan]}, label_axis="x", value_axis="y"),
+    "one column": lambda: bars("a", [7], {"c": [-3]}, label_axis="x", value_axis="y"),
+    "one bin": lambda: histogram("a", [0.5, 0.75], {"c": [12345678]}, x_axis="x"),
+    "one cell": lambda: heat_map("a", [1], [2], [[3]], x_axis="x", y_axis="y", value_axis="v"),
+    "blank cells": lambda: heat_map("a", [1, 2], [2], [[np.nan, np.nan]], x_axis="x", y_axis="y", value_axis="v"),
+    "many cells": lambda: heat_map("a", range(200), range(50), np.ones((50, 200)), x_axis="x", y_axis="y", value_axis="v"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", ODD.values(), ids=ODD)
+def test_odd_shapes_are_drawn_without_complaint(show, make):
+    shown = show(make())
+    shown.page.locator("[tabindex='0']").focus()
+    shown.press("End", "Enter", "Home")
+    assert shown.page.evaluate("document.querySelector('.lens-chart').innerHTML.match(/NaN|undefined|Infinity/)") is None
+    assert shown.page.evaluate(TROUBLE) == []
+
+
 # -- reading --------------------------------------------------------------------------------------
 
 

@@ -199,6 +199,7 @@ def two(names, values=(1, 2)):
         (lambda: lines("a", [1, 1], {"b": [1, 2]}, x_axis="x", y_axis="y"), "increase"),
         (lambda: lines("a", [], {"b": []}, x_axis="x", y_axis="y"), "increase"),
         (lambda: curve([0, -1], y_axis=axis("KL", scale="log")), "no positive value"),
+        (lambda: curve([1, 2], x_axis=axis("layer", scale="log")), "'layer' begins at 0"),
         (lambda: curve([1, 2], x_axis=axis("token", labels=["a"])), "'token' has 1 labels.*Needed: 2"),
         (lambda: bars("a", ["x"], {key: [1] for key in "bcdef"}, label_axis="x", value_axis="y"), "5 bars"),
         (lambda: bars("a", ["x"], {"b": [1]}, label_axis="x", value_axis=axis("y", scale="log")), "zero"),
