@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from lens.probes.logit_lens import logit_lens as logit_lens
     from lens.probes.procrustes import procrustes as procrustes
     from lens.probes.published_lens import load_published_lens as load_published_lens
+    from lens.probes.replacement import cumulative_replacement as cumulative_replacement
+    from lens.probes.replacement import replacement_cost as replacement_cost
     from lens.probes.rotation import rotation as rotation
     from lens.probes.shortcuts import fit_shortcuts as fit_shortcuts
     from lens.probes.shortcuts import load_shortcuts as load_shortcuts
@@ -67,6 +69,8 @@ _PUBLIC = {
     "rotation": "lens.probes.rotation:rotation",
     "cka": "lens.probes.cka:cka",
     "spectrum": "lens.probes.spectrum:spectrum",
+    "replacement_cost": "lens.probes.replacement:replacement_cost",
+    "cumulative_replacement": "lens.probes.replacement:cumulative_replacement",
     "edits": "lens.models.edits:",
     "linearity": "lens.probes.linearity:linearity",
     "document_interval": "lens.probes.verdict:document_interval",

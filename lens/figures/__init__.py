@@ -5,7 +5,19 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_MODULES = ("export", "logit_lens", "page", "static")
+_MODULES = (
+    "chart",
+    "chart_page",
+    "early_exit",
+    "export",
+    "layer_linearity",
+    "linear_shortcuts",
+    "logit_lens",
+    "page",
+    "rotation_drift",
+    "static",
+    "static_chart",
+)
 
 
 def __getattr__(name: str) -> Any:

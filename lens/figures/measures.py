@@ -81,11 +81,12 @@ def chosen_measure(dataset: xr.Dataset, name: str) -> Measure:
 
 
 def shown_layers(dataset: xr.Dataset, stride: int) -> list[int]:
-    """Every `stride`-th of the layers that were read, the first and the last of them always."""
+    """Every `stride`-th layer, the first and the last always; all of them where only some layers were read."""
     if stride < 1:
         raise InputError(f"The layer stride is {stride}", "1 or more", "stride=1")
     layers = dataset.layer.to_numpy().tolist()
-    return [layer for layer in layers if layer % stride == 0 or layer in (layers[0], layers[-1])]
+    some = layers[-1] - layers[0] >= len(layers)
+    return [layer for layer in layers if some or layer % stride == 0 or layer in (layers[0], layers[-1])]
 
 
 def first_shown(layers: list[int], layer: float | np.number) -> int | None:

@@ -324,8 +324,9 @@ class TokenGrid {
   restride() {
     const { data } = this;
     if (!data) return;
-    const stride = Math.max(1, this.get("stride"));
     const last = data.height - 1;
+    const few = data.layers[last] - data.layers[0] > last; // a lens that reads some layers only shows them all
+    const stride = few ? 1 : Math.max(1, this.get("stride"));
     this.shown = [...data.layers.keys()].filter((n) => n === 0 || n === last || data.layers[n] % stride === 0);
     const shown = new Set(this.shown);
     this.rows.forEach((row, layer) => { row.hidden = !shown.has(layer); });

@@ -131,3 +131,9 @@ def test_words_can_be_read_on_every_shade():
 def test_an_unknown_value_is_written_on_the_page_in_black():
     assert ink(float("nan")) == ink(0.0) == "#000000"
     assert ink(1.0) == "#ffffff"
+
+
+def test_a_lens_of_some_layers_shows_them_all(dataset):
+    some = dataset.isel(layer=[0, 1, 3])
+    assert shown_layers(some, 2) == some.layer.values.tolist() == [0, 1, 3]
+    assert shown_layers(dataset, 2) == [0, 2, 3]
