@@ -91,7 +91,7 @@ class RotationDrift(MomentPanel):
         picture: str = "blocks",
     ):
         def slider(name: str) -> widgets.SelectionSlider:
-            layout, style = widgets.Layout(width="17em"), {"description_width": "auto"}
+            layout, style = widgets.Layout(width="16em"), {"description_width": "auto"}
             return widgets.SelectionSlider(options=[0], description=f"{name} layer", layout=layout, style=style)
 
         controls = {
