@@ -8,13 +8,14 @@ Sample Variances" (1979), equations 2.1 and 2.2 in matrix form.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from lens.base.errors import InputError
@@ -29,7 +30,8 @@ def residual_pairs(layers: int, which: str | Iterable[Pair]) -> tuple[Pair, ...]
 
     Args:
         layers: number of blocks; states run from 0 to `layers`.
-        which: `adjacent`, `to_final`, `both`, `all`, or the pairs themselves.
+        which: `adjacent`, `to_final`, `both` of them, `overview` (both, and all pairs of about ten evenly spaced
+            layers), `all`, or the pairs themselves.
 
     Raises:
         InputError: an unknown word, or a pair that is not `0 ≤ from < to ≤ layers`.
@@ -40,6 +42,8 @@ def residual_pairs(layers: int, which: str | Iterable[Pair]) -> tuple[Pair, ...]
         "all": {(i, j) for j in range(layers + 1) for i in range(j)},
     }
     named["both"] = named["adjacent"] | named["to_final"]
+    spaced = overview_layers(layers)
+    named["overview"] = named["both"] | {(i, j) for j in spaced for i in spaced if i < j}
     if isinstance(which, str):
         if which not in named:
             raise InputError(f"The pairs are {which!r}", f"one of {', '.join(named)}, or a list of pairs", "pairs='both'")
@@ -49,6 +53,11 @@ def residual_pairs(layers: int, which: str | Iterable[Pair]) -> tuple[Pair, ...]
     if wrong or not pairs:
         raise InputError(f"The pairs {wrong or 'none'}", f"0 ≤ from < to ≤ {layers}", "pairs='both'")
     return tuple(sorted(pairs))
+
+
+def overview_layers(layers: int) -> tuple[int, ...]:
+    """About ten evenly spaced states of a model of `layers` blocks, the embedding and the last one among them."""
+    return (*range(0, layers, max(1, -(-layers // 10))), layers)
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,8 @@ class Moments:
         mean: `[state, d]`.
         within: state i to `Σ (x−μ)ᵀ(x−μ)`, `[d, d]`.
         across: pair (i, j) to `Σ (xᵢ−μᵢ)ᵀ(xⱼ−μⱼ)`, `[d, d]`.
-        shuffled: the same for one or two pairs, but with the states j of other tokens: what a map scores on it is noise.
+        shuffled: the same for one or two pairs, but with the states j of other tokens, of another text where a batch
+            holds several: what a map scores on it is noise.
         dropped: tokens left out, by reason.
         limits: `[layer]` norms of the residual stream above which a token is left out; infinite without the robust mask.
         source: what they were gathered from (model, corpus, mask, …); merging needs equal ones.
@@ -146,10 +156,14 @@ class Kept:
     dropped: Mapping[str, int]
 
 
+def token_norms(states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
+    """Euclidean norms, in float32 at least: those of half-precision states would overflow in their own dtype."""
+    return torch.linalg.vector_norm(states, dim=-1, dtype=torch.promote_types(states.dtype, torch.float32))
+
+
 def keep(residual: Float[Tensor, "layer sequence position d"], limits: Float[Tensor, " layer"], drop_first: bool) -> Kept:
     """Apply the mask: position 0 where it is to be dropped, and tokens whose norm exceeds the limit at any layer."""
-    # A limit in the states' own range; norms of half-precision states would overflow in their own dtype.
-    norms = torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32)
+    norms = token_norms(residual)
     massive = (norms > limits.to(norms.device, norms.dtype)[:, None, None]).any(0)
     first = torch.zeros_like(massive)
     first[:, 0] = drop_first
@@ -244,21 +258,31 @@ class Accumulator:
                 _add_gram(matrix, shifted[i])
             for (i, j), matrix in across.items():
                 matrix.addmm_(shifted[i].T, shifted[j])
-            for (i, j), matrix in shuffled.items():
-                # Half a batch away lies another text.
-                other = shifted[j][tokens].roll(self._half(tokens), dims=0)
-                matrix.addmm_(shifted[i][tokens].T, other)
+            if shuffled:
+                order, others = self._partners(kept.tokens)
+                for (i, j), matrix in shuffled.items():
+                    matrix.addmm_(shifted[i][order].T, shifted[j][others])
         if self._count >= self.flush_every:
             self.flush()
 
-    @staticmethod
-    def _half(tokens: Tensor) -> int:
-        return int(tokens.sum()) // 2
+    def _partners(self, tokens: Bool[Tensor, "sequence position"]) -> tuple[Tensor, Tensor]:
+        """Places of the kept tokens, and in the same order those of their partners: half a batch away lies another text."""
+        # Seeds that a resumed pass has too, and another part of the corpus has not.
+        seed = zlib.crc32(f"{self.source} {self.moments.count + self._count}".encode())
+        order = _shuffle_texts(tokens, seed)
+        return order, order.roll(len(order) // 2)
 
     def flush(self) -> None:
-        """Centre what was gathered since the last flush and merge it into the float64 moments, in place."""
+        """Centre what was gathered since the last flush and merge it into the float64 moments, in place.
+
+        Raises:
+            InputError: states that are not finite.
+        """
         if not self._count:
             return
+        if not all(bool(matrix.diagonal().isfinite().all()) for matrix in self._recent[0].values()):
+            found = f"Among {self._count} tokens are states that are not finite, or too large to be squared"
+            raise InputError(found, "states that their dtype can hold", "opening the model with dtype='float32'")
         former, total, count = self.moments, self._sum.double(), self._count
         step = self.shift.double() + total / count - former.mean
         weight = former.count * count / (former.count + count)
@@ -276,12 +300,24 @@ class Accumulator:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Multiply float32 as float32, whatever the user allows elsewhere: TF32 and bfloat16 lose what is summed here."""
-    former = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    # One by one, because the setting for all of them refuses to be read where a single one was set.
+    settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    lowered = [(setting, setting.fp32_precision) for setting in settings if setting.fp32_precision not in ("none", "ieee")]
+    for setting, _ in lowered:
+        setting.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(former)
+        for setting, former in lowered:
+            setting.fp32_precision = former
+
+
+def _shuffle_texts(tokens: Bool[Tensor, "sequence position"], seed: int) -> Int64[Tensor, " token"]:
+    """Places of the kept tokens, text by text, in random order within each, so that partners share no position either."""
+    sequences, positions = tokens.shape
+    order = torch.rand(sequences, positions, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)
+    order = (order + positions * torch.arange(sequences)[:, None]).flatten().to(tokens.device)
+    return order[tokens.flatten()[order]]
 
 
 def _add_gram(into: Tensor, x: Tensor) -> None:

@@ -6,9 +6,11 @@ others and are added in the order of ranks, by the same `+` that merges batches 
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,21 +20,30 @@ from torch import Tensor
 from lens.moments import Moments
 
 _Item = TypeVar("_Item")
+_LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # variables that every launcher sets
+# A process that died is noticed by the launcher. One that is slow, or waits for its turn at the cache, is waited for.
+_PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that share a pass: `count` of them, this one being number `rank`."""
+    """The processes that share a pass: `count` of them, this one being number `rank`, and number `local_rank` on its machine."""
 
     rank: int = 0
     count: int = 1
+    local_rank: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What tells this process's files from those of the others, and of passes shared differently."""
+        return "" if self.count == 1 else f"-{self.rank}-of-{self.count}"
 
     def share(self, items: Sequence[_Item]) -> list[_Item]:
         """This process's part of the work: every `count`-th item."""
         return list(items[self.rank :: self.count])
 
     def all_agree(self, answer: bool, device: torch.device) -> bool:
-        """Whether every process answers yes."""
+        """Whether every process answers yes; none goes on before all have answered."""
         if self.count == 1:
             return answer
         found = torch.tensor(int(answer), device=device)
@@ -59,11 +70,20 @@ class Processes:
 
 def current_processes() -> Processes:
     """The process group of a `torchrun`, joined on the first call; this process alone outside of one."""
-    if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) < 2):
+    if not dist.is_available():
         return Processes()
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    return Processes(dist.get_rank(), dist.get_world_size())
+        if not os.environ.keys() >= _LAUNCHED or int(os.environ["WORLD_SIZE"]) < 2:
+            return Processes()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+        atexit.register(_leave)
+    return Processes(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", dist.get_rank())))
+
+
+def _leave() -> None:
+    """Leave the group that we joined, if its user has not: some backends warn of one that is left standing."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _sent(own: Moments, rank: int, *, mine: bool) -> Moments:

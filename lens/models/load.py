@@ -48,7 +48,8 @@ def load(
             live transformers module (used as it is: `device`, `dtype`, `device_map` do not apply).
         tokenizer: a tokenizer to use instead of the source's own; needed with a live module for
             working with texts rather than token ids.
-        device: where to put the weights; by default CUDA where there is one, else the CPU.
+        device: where to put the weights; by default CUDA where there is one (under `torchrun`, this
+            process's own), else the CPU.
         dtype: of weights and activations, applied while loading, never as a cast afterwards.
         device_map: passed on to transformers (`"auto"` spreads a model over several GPUs).
         revision: commit, tag or branch on the hub.
@@ -90,7 +91,7 @@ def _identity(source: str) -> tuple[Any, ...]:
 def _device(device: str | torch.device | None) -> torch.device:
     available = torch.cuda.is_available()
     try:
-        chosen = torch.device(device if device is not None else "cuda" if available else "cpu")
+        chosen = torch.device(device if device is not None else default_device())
     except RuntimeError:
         raise DeviceError(f"The device {device!r}", "a device that torch knows, such as cpu or cuda:0", "device='cpu'") from None
     if chosen.type == "cuda" and (not available or (chosen.index or 0) >= torch.cuda.device_count()):
@@ -102,6 +103,15 @@ def _device(device: str | torch.device | None) -> torch.device:
             f"The device {chosen} does not answer ({_first_line(error)})", "one that computes", "device='cpu'"
         ) from error
     return chosen
+
+
+def default_device() -> str:
+    """CUDA where there is one, and of several the one that a launcher has given to this process; else the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    own = os.environ.get("LOCAL_RANK")
+    # Some launchers show each process its own device only.
+    return "cuda" if own is None else f"cuda:{int(own) % torch.cuda.device_count()}"
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

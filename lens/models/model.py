@@ -17,6 +17,7 @@ from lens.base.errors import AnatomyError, InputError, LensError, UnsupportedMod
 from lens.base.provenance import library_versions
 from lens.models.anatomy import Anatomy, find_anatomy
 from lens.models.locks import ModelLock, lock_of
+from lens.models.offload import stored_weight
 from lens.models.readout import Readout, ReadoutCheck, build_readout, check_readout
 from lens.models.run import Run, forward, require_memory
 from lens.models.tokens import Prompt, encode, pieces
@@ -108,17 +109,20 @@ class Model:
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 over the configuration and names, shapes and bytes of all weights and buffers, as they are now.
 
-        Rotary frequencies are buffers that no checkpoint holds. Computed anew only when something was written to since.
+        Rotary frequencies are buffers that no checkpoint holds. Computed anew only when something was written to since,
+        or always where weights lie on disk (`device_map`), because that cannot be told of them.
         Every edit gives another one, because the map that stands in for a block cannot be told from all others.
         """
         state = dict(self.module.named_buffers()) | self.module.state_dict()
         settings = self.module.config.to_json_string(use_diff=False)
         versions = (settings, *((name, weight.data_ptr(), weight._version) for name, weight in state.items()))
-        if self._fingerprint is None or self._fingerprint[0] != versions:
+        offloaded = any(weight.is_meta for weight in state.values())
+        if offloaded or self._fingerprint is None or self._fingerprint[0] != versions:
             digest = hashlib.sha256(settings.encode())
             for name, weight in state.items():
                 digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-                digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                values: Any = stored_weight(self.module, name).to(weight.dtype) if weight.is_meta else weight.detach()
+                digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy())
             self._fingerprint = versions, digest.hexdigest()
         edits = "".join(self.lock.edits)
         return hashlib.sha256(f"{self._fingerprint[1]}{edits}".encode()).hexdigest() if edits else self._fingerprint[1]

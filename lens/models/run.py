@@ -112,13 +112,16 @@ def block_states(
         For `residual`, the states of all layers; for a part of the blocks, what enters it in every block and then
         what leaves it in every block.
 
-    Memory: `(blocks + 1) · sequences · positions · d` values in the model's dtype for the stream, twice that for each part.
+    Memory: `(blocks + 1) · sequences · positions · d` values in the model's dtype for the stream, and
+    `2 · blocks · sequences · positions · d` for each part.
+
+    Raises:
+        InputError: a part that some block does not have. AnatomyError: one that runs twice, or not on the stream.
     """
     ids = token_ids.to(anatomy.embedding.weight.device)
+    found = {part: sites(anatomy, part) for part in parts if part != "residual"}  # before any hook is set, because it can refuse
     stream = _Capture(anatomy, ids.shape, check)
-    captured: dict[str, Any] = {
-        part: SiteCapture(sites(anatomy, part), ids.shape, anatomy.head.weight.device) for part in parts if part != "residual"
-    }
+    captured = {part: SiteCapture(places, ids.shape, anatomy.head.weight.device) for part, places in found.items()}
     handles = [handle for capture in (stream, *captured.values()) for handle in capture.handles]
     with torch.no_grad(), hooks_on(handles):
         module.base_model(input_ids=ids, use_cache=False)

@@ -68,6 +68,7 @@ class SiteCapture:
     def __init__(self, found: Sequence[Site], shape: Sequence[int], device: torch.device):
         self.found, self.shape, self.device = found, tuple(shape), device
         self._states: Tensor | None = None
+        self._seen: set[int] = set()
         self.handles: list[Any] = []
         for number, site in enumerate(found):
             self.handles.append(site.first.register_forward_pre_hook(self._enters(number), with_kwargs=True))
@@ -75,13 +76,20 @@ class SiteCapture:
 
     @property
     def states(self) -> Tensor:
-        """`[state, sequence, position, d]`: inputs of all blocks' parts, then outputs of all."""
-        assert self._states is not None  # every block ran
+        """`[state, sequence, position, d]`: inputs of all blocks' parts, then outputs of all.
+
+        Raises:
+            AnatomyError: a part that did not run.
+        """
+        missing = set(range(2 * len(self.found))) - self._seen
+        if missing:
+            raise self._unreadable(min(missing), "did not run")
+        assert self._states is not None  # all places were filled
         return self._states
 
     def _enters(self, place: int):
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._keep(place, args[0] if args else kwargs["hidden_states"])
+            self._keep(place, args[0] if args else kwargs.get("hidden_states"))
 
         return hook
 
@@ -91,13 +99,25 @@ class SiteCapture:
 
         return hook
 
-    def _keep(self, place: int, state: Tensor) -> None:
-        # Some families flatten sequences and positions into one axis, which does no harm; another width does.
+    def _keep(self, place: int, state: Any) -> None:
+        shape = tuple(getattr(state, "shape", ()))
+        width = shape[-1] if self._states is None and shape else self._width
+        # Some families flatten sequences and positions into one axis, which does no harm.
+        if shape not in ((*self.shape, width), (math.prod(self.shape), width)):
+            raise self._unreadable(place, f"handles states of shape {shape}")
+        if place in self._seen:
+            raise self._unreadable(place, "runs more than once")
         if self._states is None:
-            width = state.numel() // math.prod(self.shape)
             self._states = torch.empty((2 * len(self.found), *self.shape, width), dtype=state.dtype, device=self.device)
-        kept = self._states[place]
-        if state.numel() != kept.numel():
-            found = f"{self.found[place % len(self.found)].path} handles states of shape {tuple(state.shape)}"
-            raise AnatomyError(found, f"{tuple(kept.shape)}, as elsewhere in the model", "parts=('residual',)")
-        kept.copy_(state.view(kept.shape))
+        if state.dtype.itemsize > self._states.dtype.itemsize:
+            self._states = self._states.to(state.dtype)  # some norms widen what they read
+        self._seen.add(place)
+        self._states[place].copy_(state.reshape((*self.shape, width)))
+
+    @property
+    def _width(self) -> int:
+        return self._states.shape[-1] if self._states is not None else 0
+
+    def _unreadable(self, place: int, why: str) -> AnatomyError:
+        needed = f"one call with states of shape {(*self.shape, self._width or 'd')}, as in every block"
+        return AnatomyError(f"{self.found[place % len(self.found)].path} {why}", needed, "parts=('residual',)")

@@ -10,6 +10,7 @@ from transformers import AutoConfig, BertLMHeadModel
 
 import lens
 from lens.base.errors import DeviceError, InputError, ModelNotFoundError, UnsupportedModelError
+from lens.models.load import default_device
 from tests.models.families import build, word_tokenizer
 
 
@@ -53,6 +54,27 @@ def test_dtype_is_applied_while_loading(folder):
 def test_device_map_is_passed_on(folder):
     model = lens.load(folder, device_map={"": "cpu"})
     assert model.run("w1").residual.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("devices", "rank", "expected"),
+    [(0, None, "cpu"), (0, "3", "cpu"), (4, None, "cuda"), (4, "3", "cuda:3"), (1, "0", "cuda:0"), (1, "3", "cuda:0")],
+)
+def test_default_device_is_this_processes_own(monkeypatch, devices: int, rank: str | None, expected: str):
+    """What a machine with so many devices would say; a launcher may also show each process its own one only."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert default_device() == expected
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_default_device_of_a_launched_process(monkeypatch, folder):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert lens.load(folder).device == torch.device("cuda:0")
 
 
 def test_named_model_opens_from_the_cache(smollm2):
