@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [run|lens|grid|peer|start]…`: measure, and print one table."""
+"""`python -m tests.benchmarks [NAME]…`: measure, and print one table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import importlib
 
 from tests.benchmarks.measure import Row, SkippedError, machine_facts, table
 
-NAMES = ("run", "lens", "grid", "peer", "start")
+NAMES = ("run", "lens", "grid", "peer", "start", "moments", "fits", "tuned", "linearity")
 
 
 def main() -> None:
