@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,17 +33,47 @@ from lens.moments import Accumulator, Kept, Mask, Moments, Pair, keep, outlier_l
 _WRITE_EVERY = 30.0  # seconds between two written states
 
 
-@dataclass(frozen=True)
 class MomentParts:
     """Moments of the three parts of a corpus: fit on `train`, choose on `validation`, score on `test`.
 
-    These are of the residual stream; those of a part of the blocks are `moments["mlp"]`, where they were asked for.
+    These are of the residual stream; those of a part of the blocks are `moments["mlp"]`, where they were asked for. Each
+    part takes memory only from its first use on.
+
+    Args:
+        train, validation, test: moments, or functions that read them.
+        of_blocks: the same for parts of the blocks, by name.
     """
 
-    train: Moments
-    validation: Moments
-    test: Moments
-    of_blocks: Mapping[str, MomentParts] = field(default_factory=dict)
+    def __init__(
+        self,
+        train: Moments | Callable[[], Moments],
+        validation: Moments | Callable[[], Moments],
+        test: Moments | Callable[[], Moments],
+        of_blocks: Mapping[str, MomentParts] | None = None,
+    ):
+        self._given = {"train": train, "validation": validation, "test": test}
+        self.of_blocks = dict(of_blocks or {})
+
+    def _part(self, name: str) -> Moments:
+        given = self._given[name]
+        if not isinstance(given, Moments):
+            given = self._given[name] = given()
+        return given
+
+    @property
+    def train(self) -> Moments:
+        """Of the text to fit on."""
+        return self._part("train")
+
+    @property
+    def validation(self) -> Moments:
+        """Of the text to choose on."""
+        return self._part("validation")
+
+    @property
+    def test(self) -> Moments:
+        """Of the text to score on."""
+        return self._part("test")
 
     def __getitem__(self, part: str) -> MomentParts:
         """Moments of one part of the model.
@@ -90,8 +121,8 @@ def collect_moments(
         progress: callback in tokens; by default a bar in a terminal.
         check: called before every block; raising from it stops the pass, which can then be resumed.
 
-    Memory: `12 · d²` bytes for each state, pair and shuffled pair while gathering, `8 · d²` in each of the three parts
-    that are returned, and the states of at most 6,144 tokens, whatever `tokens` is; beside the texts and token ids of
+    Memory: `12 · d²` bytes for each state, pair and shuffled pair while gathering, `8 · d²` in each of the returned
+    parts once it is used, and the states of at most 6,144 tokens, whatever `tokens` is; beside the texts and token ids of
     the corpus itself. Refused where it does not fit.
 
     Raises:
@@ -106,7 +137,8 @@ def collect_moments(
         found = gatherer.parts()
 
     def parts_of(name: str, of_blocks: Mapping[str, MomentParts]) -> MomentParts:
-        return MomentParts(found["train"][name], found["validation"][name], found["test"][name], of_blocks)
+        train, validation, test = (found[part][name] for part in PARTS)
+        return MomentParts(train, validation, test, of_blocks)
 
     return parts_of("residual", {name: parts_of(name, {}) for name in plan.parts if name != "residual"})
 
@@ -138,23 +170,30 @@ class _Pass:
         self._known_pilot: _Pilot | None = None
         self._drawn: dict[Part, list[Tensor]] = {}
 
-    def parts(self) -> dict[Part, dict[str, Moments]]:
-        """Moments of the three parts of the corpus, of every part of the model."""
-        found: dict[Part, dict[str, Moments]] = {}
-        missing: list[Part] = []
-        for part in PARTS:
-            read = self._finished(part)
-            if self.processes.all_agree(read is not None, self.plan.model.device) and read is not None:
-                found[part] = read
-            else:
-                missing.append(part)
+    def parts(self) -> dict[Part, dict[str, Moments | Callable[[], Moments]]]:
+        """Moments of the three parts of the corpus, of every part of the model.
+
+        What lies whole on this machine's disk is read when it is wanted; a process without files of its own holds what it got.
+        """
+        missing: list[Part] = [p for p in PARTS if not self.processes.all_agree(self._is_finished(p), self.plan.model.device)]
         if missing:
             self.plan.room.require_disk(self.folder, len(missing), self.processes.count)
-        for part in missing:
-            found[part] = self._make(part)
+        made: dict[Part, Any] = {part: self._make(part) for part in missing}
+        if self.processes.count == 1:
+            made.clear()
+        return {part: made.get(part) or self._readers(part) for part in PARTS}
+
+    def _readers(self, part: Part) -> dict[str, Moments | Callable[[], Moments]]:
+        return {name: partial(self._read, part, name) for name in self.plan.parts}
+
+    def _read(self, part: Part, name: str) -> Moments:
+        found = read_moments(self._path(part, name), self._source(part, name))
+        if found is None:
+            gone = f"The moments {self._path(part, name).name} are no longer whole in {self.folder.name}"
+            raise InputError(gone, "the file as it was written", "collect_moments again")
         return found
 
-    def _make(self, part: Part) -> dict[str, Moments]:
+    def _make(self, part: Part) -> dict[str, Moments | Callable[[], Moments]]:
         merged = {name: self.processes.merge(own).to("cpu") for name, own in self._gather(part).items()}
         if merged["residual"].count < 2:
             self._refuse_empty(part)
@@ -162,7 +201,7 @@ class _Pass:
             for name, moments in merged.items():
                 write_moments(moments, self._path(part, name))
             forget_states(self.folder, f"{part}-state")
-        return merged
+        return {**merged}
 
     def _path(self, part: Part, name: str) -> Path:
         return self.folder / f"{part}{'' if name == 'residual' else f'-{name}'}.safetensors"
@@ -170,10 +209,8 @@ class _Pass:
     def _source(self, part: Part, name: str) -> dict[str, Any]:
         return {**self.plan.source, "part": part, "states": name}
 
-    def _finished(self, part: Part) -> dict[str, Moments] | None:
-        found = {name: read_moments(self._path(part, name), self._source(part, name)) for name in self.plan.parts}
-        whole = {name: read for name, read in found.items() if read is not None}
-        return whole if len(whole) == len(found) else None
+    def _is_finished(self, part: Part) -> bool:
+        return all(read_moments(self._path(part, name), self._source(part, name)) is not None for name in self.plan.parts)
 
     def _gather(self, part: Part) -> dict[str, Moments]:
         batches = self._batches(part)

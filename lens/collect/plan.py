@@ -90,7 +90,7 @@ def make_plan(
         "window": window,
     }
     plan = Plan(model, corpus, tokens, window, mask, chosen, source)
-    plan.room.require_memory(model.device)
+    plan.room.require_memory(model.anatomy.head.weight.device)  # where the states are kept
     return plan
 
 

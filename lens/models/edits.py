@@ -7,7 +7,6 @@ it, in whatever way and order, gives the module back bit for bit.
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ from transformers.cache_utils import Cache
 from lens.base.errors import InputError, UnsupportedModelError
 from lens.models.anatomy import hooks_on
 from lens.models.model import Model, evaluation_mode
+from lens.models.sites import added_stream
 
 BlockPart = Literal["block", "attention", "mlp"]
 StandIn = Callable[[Tensor], Tensor]
@@ -85,11 +85,6 @@ def part_modules(model: Model, block: int, part: str) -> tuple[nn.Module, nn.Mod
     return ends
 
 
-def adds_stream(module: nn.Module) -> bool:
-    """Whether a part of a block is given the residual stream besides its own input, and adds it itself (BLOOM)."""
-    return "residual" in inspect.signature(type(module).forward).parameters
-
-
 # Stand-ins of one module: what was in the module's own dictionary before, then the edits, last one on top.
 _STACKS: weakref.WeakKeyDictionary[nn.Module, list[Forward | None]] = weakref.WeakKeyDictionary()
 
@@ -120,8 +115,8 @@ def _forwards(ends: tuple[nn.Module, nn.Module], stand_in: StandIn, form: _Form,
         given = stand_in(states)
         _require_shape(given, states, place)
         given = given.to(states.device, form.dtype or states.dtype)
-        if adds_stream(last):
-            given = given + inspect.signature(type(last).forward).bind(last, *args, **kwargs).arguments["residual"]
+        stream = added_stream(last, args, kwargs)
+        given = given if stream is None else given + stream
         return given if form.container is None else form.container([given, *[None] * (form.length - 1)])
 
     if first is last:

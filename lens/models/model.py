@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -109,12 +110,13 @@ class Model:
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 over the configuration and names, shapes and bytes of all weights and buffers, as they are now.
 
-        Rotary frequencies are buffers that no checkpoint holds. Computed anew only when something was written to since,
-        or always where weights lie on disk (`device_map`), because that cannot be told of them.
+        Of the configuration, where it was read from and by which release is left out: the same model elsewhere is the
+        same model. Rotary frequencies are buffers that no checkpoint holds. Computed anew only when something was
+        written to since, or always where weights lie on disk (`device_map`), because that cannot be told of them.
         Every edit gives another one, because the map that stands in for a block cannot be told from all others.
         """
         state = dict(self.module.named_buffers()) | self.module.state_dict()
-        settings = self.module.config.to_json_string(use_diff=False)
+        settings = json.dumps(_lasting(self.module.config.to_dict()), sort_keys=True, default=str)
         versions = (settings, *((name, weight.data_ptr(), weight._version) for name, weight in state.items()))
         offloaded = any(weight.is_meta for weight in state.values())
         if offloaded or self._fingerprint is None or self._fingerprint[0] != versions:
@@ -287,6 +289,15 @@ class Model:
             raise InputError(
                 f"The input has {len(ids)} tokens", f"at most {self.context}, the context of {self.name}", "a shorter text"
             )
+
+
+def _lasting(settings: Any) -> Any:
+    """A configuration without what differs between two openings of one model."""
+    if not isinstance(settings, dict):
+        return settings
+    return {
+        str(name): _lasting(value) for name, value in settings.items() if name not in ("_name_or_path", "transformers_version")
+    }
 
 
 @contextmanager

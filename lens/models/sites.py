@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,14 @@ def _site(block: Block, part: str) -> Site:
     return Site(f"{block.path}, {part}", first, last)
 
 
+def added_stream(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The residual stream where a part is given it besides its own input and adds it itself (BLOOM); else None."""
+    signature = inspect.signature(type(module).forward)
+    if "residual" not in signature.parameters:
+        return None
+    return signature.bind(module, *args, **kwargs).arguments["residual"]
+
+
 class SiteCapture:
     """Hooks that copy what enters and leaves one part of every block.
 
@@ -72,7 +81,7 @@ class SiteCapture:
         self.handles: list[Any] = []
         for number, site in enumerate(found):
             self.handles.append(site.first.register_forward_pre_hook(self._enters(number), with_kwargs=True))
-            self.handles.append(site.last.register_forward_hook(self._leaves(len(found) + number)))
+            self.handles.append(site.last.register_forward_hook(self._leaves(len(found) + number), with_kwargs=True))
 
     @property
     def states(self) -> Tensor:
@@ -94,8 +103,10 @@ class SiteCapture:
         return hook
 
     def _leaves(self, place: int):
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            self._keep(place, output[0] if isinstance(output, (tuple, list)) else output)
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            state = output[0] if isinstance(output, (tuple, list)) else output
+            stream = added_stream(module, args, kwargs)
+            self._keep(place, state if stream is None else state - stream)
 
         return hook
 

@@ -20,14 +20,15 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from lens.base.errors import InputError, UnsupportedModelError
+from lens.base.errors import InputError
 from lens.base.progress import Progress, Step, terminal_progress
 from lens.collect.windows import draw_documents
 from lens.corpora import Corpus
 from lens.models.anatomy import hooks_on
-from lens.models.edits import BlockPart, StandIn, adds_stream, part_modules, replace_block
+from lens.models.edits import BlockPart, StandIn, part_modules, replace_block
 from lens.models.model import Model, evaluation_mode
 from lens.models.run import block_states, residual_states
+from lens.models.sites import added_stream
 from lens.probes.dataset import fit_provenance, texts, variable
 from lens.probes.shortcuts import Shortcuts
 from lens.probes.verdict import document_interval
@@ -136,9 +137,6 @@ def _stand_ins(model: Model, shortcuts: Shortcuts | Mapping[int, StandIn], part:
     if shortcuts.of_part != ("residual" if part == "block" else part):
         needed = f"maps of {'the residual stream' if part == 'block' else part} for part={part!r}"
         raise InputError(f"These are maps of {shortcuts.of_part}", needed, "fit_shortcuts(moments[part].train)")
-    if part != "block" and any(adds_stream(part_modules(model, block, part)[1]) for block in shortcuts.stand_ins):
-        found = f"In {model.name} the stream is part of what leaves the {part}, and so of the maps fitted to it"
-        raise UnsupportedModelError(found, f"maps of what the {part} itself computes", "part='block'")
     return dict(shortcuts.stand_ins)
 
 
@@ -232,15 +230,16 @@ def _known(states: Tensor, _entering: Tensor) -> Tensor:
 def _first_position(model: Model, block: int, part: BlockPart, original: Float[Tensor, "sequence position d"]) -> Iterator[None]:
     """Give position 0 what the real part gives it. It sees no other token, so that this does not depend on the text."""
 
-    def put_back(_module: Any, _args: Any, output: Any) -> Any:
+    def put_back(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        stream = added_stream(module, args, kwargs) if part != "block" else None
         bare = isinstance(output, Tensor)
         given = output if bare else output[0]
         states = given.reshape(original.shape).clone()  # OPT hands on one axis for sequences and positions
-        states[:, 0] = original[:, 0]
+        states[:, 0] = original[:, 0] if stream is None else original[:, 0] + stream.reshape(original.shape)[:, 0]
         states = states.reshape(given.shape)
         return states if bare else type(output)([states, *output[1:]])
 
-    with hooks_on([part_modules(model, block, part)[1].register_forward_hook(put_back)]):
+    with hooks_on([part_modules(model, block, part)[1].register_forward_hook(put_back, with_kwargs=True)]):
         yield
 
 

@@ -254,3 +254,20 @@ def test_revision_of_what_has_none_is_refused(folder):
 def test_device_that_does_not_compute_is_refused(folder):
     with pytest.raises(DeviceError, match="does not answer"):
         lens.load(folder, device="meta")
+
+
+def test_the_same_model_in_another_folder_has_the_same_fingerprint(tmp_path, tokenizer):
+    """A fit that was saved opens wherever the model lies; another rotary base in the configuration is another model."""
+    found = []
+    for name in ("first", "second"):
+        build("llama").save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        found.append(lens.load(tmp_path / name, device="cpu").fingerprint)
+    assert found[0] == found[1]
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 7.0
+    (tmp_path / "third").mkdir()
+    for file in (tmp_path / "second").iterdir():
+        (tmp_path / "third" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "third" / "config.json").write_text(json.dumps(config))
+    assert lens.load(tmp_path / "third", device="cpu").fingerprint != found[0]
