@@ -26,6 +26,7 @@ from lens.panels.panel import Job, Panel
 
 CORPORA = ("wikipedia", "news", "docstrings")
 TOKENS = 20_000
+FIRST_SIGHT = 20.0  # seconds that a cell waits for its first picture
 
 
 class ChartPanel(Panel):
@@ -63,11 +64,19 @@ class ChartPanel(Panel):
         self.children = (*rows, self._line, self.chart, self._says)
 
     def _open(self, view: Mapping[str, Any]) -> None:
-        """Compute the first picture, then listen to the reader."""
-        self.set(**self._settings, **view)
+        """Listen to the reader and compute the first picture; one that takes long comes later, on a page with bar and Cancel."""
         for name, control in {**self._top, **self._controls}.items():
             control.observe(self._on_control(name), "value")
         self.chart.observe(self._on_select, "selected")
+        lock = self._lock()
+        if lock is not None and lock.mine:  # the worker would wait for this very thread
+            self.set(**self._settings, **view)
+            return
+        self.post(**self._settings, **view)
+        with self._changed:
+            seen = self._changed.wait_for(lambda: self._finished >= self._newest, FIRST_SIGHT)
+        if seen:
+            self.wait()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """The live widget, and a picture for places that show notebooks without a kernel."""

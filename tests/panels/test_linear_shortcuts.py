@@ -8,7 +8,7 @@ import pytest
 import lens
 from lens.base.errors import InputError
 from lens.corpora import Corpus
-from lens.panels import LinearShortcuts
+from lens.panels import LinearShortcuts, fitted
 from lens.probes.shortcuts import fit_shortcuts, noise_floor
 
 
@@ -102,3 +102,22 @@ def test_the_map_blank_above_the_diagonal_has_every_layer(panel):
 
 def test_a_picture_for_places_without_a_kernel(panel):
     assert panel._repr_mimebundle_()["image/png"].startswith(b"\x89PNG")
+
+
+def test_a_first_fit_that_takes_long_leaves_the_cell_and_comes_later(tiny, gate, monkeypatch):
+    """The cell returns with an empty chart, so that the page shows the bar; `summary` waits."""
+    monkeypatch.setattr(fitted, "FIRST_SIGHT", 0.1)
+    gate.shut()
+    panel = LinearShortcuts(tiny, made_up(), tokens=2000)
+    gate.wait_until_reached()
+    assert panel.chart.spec == {}
+    gate.open()
+    assert panel.summary()["error"] is None
+    assert panel.chart.spec["plots"][0]["kind"] == "heat_map"
+
+
+def test_a_cell_that_holds_the_model_gets_its_picture_at_once(tiny, monkeypatch):
+    monkeypatch.setattr(fitted, "FIRST_SIGHT", 0.0)
+    with tiny.lock.hold("a test"):
+        panel = LinearShortcuts(tiny, made_up(), tokens=2000)
+        assert panel.chart.spec["plots"][0]["kind"] == "heat_map"
