@@ -184,14 +184,7 @@ class _Pass:
         return {part: made.get(part) or self._readers(part) for part in PARTS}
 
     def _readers(self, part: Part) -> dict[str, Moments | Callable[[], Moments]]:
-        return {name: partial(self._read, part, name) for name in self.plan.parts}
-
-    def _read(self, part: Part, name: str) -> Moments:
-        found = read_moments(self._path(part, name), self._source(part, name))
-        if found is None:
-            gone = f"The moments {self._path(part, name).name} are no longer whole in {self.folder.name}"
-            raise InputError(gone, "the file as it was written", "collect_moments again")
-        return found
+        return {name: partial(_read, self._path(part, name), self._source(part, name)) for name in self.plan.parts}
 
     def _make(self, part: Part) -> dict[str, Moments | Callable[[], Moments]]:
         merged = {name: self.processes.merge(own).to("cpu") for name, own in self._gather(part).items()}
@@ -295,6 +288,15 @@ class _Pass:
             windows = draw_windows(plan.model, plan.corpus, part, budget, plan.window)
             self._drawn[part] = in_batches(windows, BATCH_TOKENS)
         return self._drawn[part]
+
+
+def _read(path: Path, source: Mapping[str, Any]) -> Moments:
+    """Moments that were whole when the pass ended. They hold on to neither the model nor the corpus."""
+    found = read_moments(path, source)
+    if found is None:
+        gone = f"The moments {path.name} are no longer whole in {path.parent.name}"
+        raise InputError(gone, "the file as it was written", "collect_moments again")
+    return found
 
 
 def _mean(batches: Sequence[Tensor], chosen: Tensor) -> Tensor:

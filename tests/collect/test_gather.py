@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import random
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,20 @@ def test_second_call_reads_what_the_first_wrote(tiny: Model, own_cache: Path):
         collect_moments(tiny, made_up(seed=1), tokens=1000, window=32)
     handle.remove()
     assert any(names_in(folder) == finished_names() for folder in (own_cache / "moments").iterdir())
+
+
+def test_moments_are_read_when_they_are_used_and_need_no_model_for_it(tokenizer, own_cache: Path):
+    model, corpus = lens.load(build("llama"), tokenizer), made_up()
+    alive = weakref.ref(model), weakref.ref(corpus)
+    found = collect_moments(model, corpus, tokens=500, window=32)
+    del model, corpus
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
+    assert found.train is found.train
+    (only_folder(own_cache) / "test.safetensors").unlink()
+    with pytest.raises(InputError, match=r"The moments test\.safetensors are no longer whole.*collect_moments again"):
+        _ = found.test
+    assert found.validation.count > 0
 
 
 def test_other_weights_are_another_result(tokenizer):

@@ -92,6 +92,28 @@ def test_an_unknown_part_is_refused_with_the_known_ones_and_leaves_no_hook():
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.module.modules())
 
 
+def test_a_part_that_adds_the_stream_itself_is_read_without_it():
+    """BLOOM hands the stream to its attention and its MLP, which add it: by itself it would make any map look linear."""
+    model = lens.load(build("bloom"))
+    left: dict[str, list[torch.Tensor]] = {"attention": [], "mlp": []}
+
+    def leaves(part: str):
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            left[part].append((output[0] if isinstance(output, tuple) else output) - args[1])
+
+        return hook
+
+    blocks = model.module.transformer.h
+    handles = [b.self_attention.register_forward_hook(leaves("attention")) for b in blocks]
+    handles += [b.mlp.register_forward_hook(leaves("mlp")) for b in blocks]
+    with hooks_on(handles):
+        found = block_states(model.module, model.anatomy, IDS, ("residual", "attention", "mlp"))
+    for part, expected in left.items():
+        assert torch.equal(found[part][3:], torch.stack(expected))
+    whole = found["residual"][:3] + found["attention"][3:] + found["mlp"][3:]
+    assert torch.allclose(whole, found["residual"][1:], rtol=1e-4, atol=1e-3)
+
+
 def test_a_family_without_attention_has_only_its_norms():
     """Mamba mixes positions without attention, and has no feed-forward part."""
     shape = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 4, "intermediate_size": 48}
