@@ -5,6 +5,7 @@ Everything is written beside its target under a temporary name, flushed, then re
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -15,11 +16,23 @@ from pathlib import Path
 
 from lens.base.errors import DiskSpaceError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def atomic_file(target: Path | str) -> Iterator[Path]:
-    """Give a temporary path; on a clean exit it replaces `target`, on an exception it is removed."""
+    """Give a temporary path; on a clean exit it replaces `target`, on an exception it is removed.
+
+    Raises:
+        DiskSpaceError: no room left while it was written; what was there before still is.
+    """
     target = Path(target)
+    with _room_for(target.name), _temporary_file(target) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _temporary_file(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, because writers choose their format by it.
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
@@ -36,8 +49,18 @@ def atomic_file(target: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path | str) -> Iterator[Path]:
-    """Give a temporary folder that becomes `target` on a clean exit. `target` must not exist yet."""
+    """Give a temporary folder that becomes `target` on a clean exit. `target` must not exist yet.
+
+    Raises:
+        DiskSpaceError: no room left while it was written.
+    """
     target = Path(target)
+    with _room_for(target.name), _temporary_folder(target) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _temporary_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
@@ -49,6 +72,29 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _room_for(name: str) -> Iterator[None]:
+    """Say in one line that a disk is full."""
+    try:
+        yield
+    except Exception as error:
+        reason = _lacking_room(error)
+        if reason is None:
+            raise
+        hint = "freeing space, or a folder on a larger disk (LENS_CACHE moves the cache); what was finished is kept"
+        raise DiskSpaceError(f"{name} could not be written ({reason})", "room on the disk", hint) from error
+
+
+def _lacking_room(error: Exception) -> str | None:
+    """Why a disk took no more, or None for any other error. safetensors reports the system's errors as one of its own."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in _NO_ROOM else None
+    if type(error).__name__ != "SafetensorError":
+        return None
+    reason = str(error).rpartition("I/O error: ")[2]
+    return reason if any(f"os error {number})" in reason for number in _NO_ROOM) else None
 
 
 def sha256(path: Path | str) -> str:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lens.base.errors import DiskSpaceError, InputError
+from lens.base.errors import InputError
 from lens.base.files import atomic_file, atomic_folder, sha256
 from lens.moments import Moments, Pair
 
 _PAIRED = ("across", "shuffled")
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_moments(moments: Moments, path: Path) -> None:
@@ -35,14 +32,13 @@ def write_moments(moments: Moments, path: Path) -> None:
     tensors |= {f"within.{layer}": value for layer, value in moments.within.items()}
     for name in _PAIRED:
         tensors |= {f"{name}.{i}.{j}": value for (i, j), value in getattr(moments, name).items()}
-    with _room_for(path.name):
-        with atomic_file(path) as temporary:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-            digest = sha256(temporary)
-        facts = {"sha256": digest, "count": moments.count, "dropped": dict(moments.dropped)}
-        manifest = {**facts, "check": _digest_of(facts), "source": dict(moments.source)}
-        with atomic_file(path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    with atomic_file(path) as temporary:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        digest = sha256(temporary)
+    facts = {"sha256": digest, "count": moments.count, "dropped": dict(moments.dropped)}
+    manifest = {**facts, "check": _digest_of(facts), "source": dict(moments.source)}
+    with atomic_file(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def read_moments(path: Path, source: Mapping[str, Any] | None = None) -> Moments | None:
@@ -86,7 +82,7 @@ def write_state(moments: Mapping[str, Moments], folder: Path, kind: str, turn: i
     """
     target = folder / f"{kind}-{turn}"
     shutil.rmtree(target, ignore_errors=True)  # a damaged one
-    with _room_for(target.name), atomic_folder(target) as temporary:
+    with atomic_folder(target) as temporary:
         for name, one in moments.items():
             write_moments(one, temporary / f"{name}.safetensors")
     for _, former in _states(folder, kind):
@@ -127,21 +123,6 @@ def _states(folder: Path, kind: str) -> list[tuple[int, Path]]:
     """Written states and how many batches are in them, the furthest first."""
     numbered = [(path.name.removeprefix(f"{kind}-"), path) for path in folder.glob(f"{kind}-*")]
     return sorted(((int(number), path) for number, path in numbered if number.isdecimal()), reverse=True)
-
-
-@contextmanager
-def _room_for(name: str) -> Iterator[None]:
-    """Say in one line that a disk is full."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_ROOM:
-            raise
-        reason = error.strerror if isinstance(error, OSError) else str(error).rpartition("I/O error: ")[2]
-        hint = "freeing space, or setting LENS_CACHE to a folder on a larger disk; what was finished is kept"
-        raise DiskSpaceError(f"{name} could not be written ({reason})", "room on the disk", hint) from error
 
 
 def _digest_of(facts: Mapping[str, Any]) -> str:

@@ -167,3 +167,51 @@ def test_too_little_space_is_refused_with_both_figures(tmp_path):
         require_space(tmp_path, 10**18, "the moon")
     assert str(tmp_path) in refusal.value.found
     assert "LENS_CACHE" in refusal.value.hint
+
+
+# -- a full disk ----------------------------------------------------------------------------------
+
+CRAMPED = """
+import resource, sys
+import torch
+from safetensors.torch import save_file
+from lens.base.errors import LensError
+from lens.base.files import atomic_file, atomic_folder
+
+def write(path):
+    if sys.argv[1] == "text":
+        path.write_bytes(bytes(100_000))
+    else:
+        save_file({"a": torch.zeros(100_000)}, path)
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+try:
+    with atomic_file("file.safetensors") as temporary:
+        write(temporary)
+except LensError as error:
+    print(type(error).__name__, error)
+try:
+    with atomic_folder("folder") as temporary:
+        write(temporary / "part.safetensors")
+except LensError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("content", ["text", "tensors"])
+def test_a_full_disk_is_one_clear_error_and_keeps_what_was_there(tmp_path, content: str):
+    """No file may grow beyond 20 kB, whoever writes it: Python, or the tensor library with an error of its own."""
+    (tmp_path / "file.safetensors").write_text("old")
+    command = [sys.executable, "-c", CRAMPED, content]
+    child = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stderr) == (0, "")
+    for line, name in zip(child.stdout.splitlines(), ("file.safetensors", "folder"), strict=True):
+        assert line.startswith(f"DiskSpaceError {name} could not be written (File too large")
+        assert "LENS_CACHE" in line
+    assert names(tmp_path) == ["file.safetensors"]
+    assert (tmp_path / "file.safetensors").read_text() == "old"
+
+
+def test_other_errors_pass_as_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "a.txt") as temporary:
+        (temporary.parent / "missing" / "b").write_text("x")
