@@ -31,6 +31,11 @@ def variable(dims: tuple[str, ...], values: torch.Tensor | np.ndarray, long_name
     return xr.Variable(dims, array, {"long_name": long_name, "units": units})
 
 
+def exact(dims: tuple[str, ...], values: np.ndarray | float, long_name: str, units: str = "1") -> xr.Variable:
+    """A labelled array kept in float64, for numbers whose last digits matter (frequencies, bases)."""
+    return xr.Variable(dims, np.asarray(values, dtype=np.float64), {"long_name": long_name, "units": units})
+
+
 def texts(dims: tuple[str, ...], values: Any, long_name: str) -> xr.Variable:
     """A labelled array of token texts, as netCDF can hold them."""
     array = np.array(values, dtype=object)  # objects, because one long token would widen a fixed-width array everywhere
