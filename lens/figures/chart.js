@@ -1,5 +1,5 @@
 /**
- * Small linked charts: curves, bars and heat maps in one row, drawn as SVG.
+ * Small linked charts: curves, bars, heat maps, dots and dials in one row, drawn as SVG.
  *
  * Python owns the numbers (`spec`); a gesture sets `selected`, its change event repaints. Every drawing sets attributes
  * on elements that are already there, so that a slider's values arrive without a rebuilt tree, a lost focus or a jump.
@@ -7,7 +7,7 @@
  * from theme.js, which stands before this text in the finished module.
  */
 
-const KINDS = { lines: Lines, bars: Bars, heat_map: HeatMap };
+const KINDS = { lines: Lines, bars: Bars, heat_map: HeatMap, scatter: Scatter, clock: Clock };
 
 // ── The view ────────────────────────────────────────────────────────────────────────────────────────────────────
 

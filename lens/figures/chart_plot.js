@@ -181,7 +181,7 @@ class Plot {
 
   listen() {
     // Not on the drawing itself: Chromium lets Tab stop at an SVG element that listens for focus.
-    const on = (event, handler) => this.body.addEventListener(event, (e) => handler(e, e.target.spot ?? null));
+    const on = (event, handler) => this.body.addEventListener(event, (e) => handler(e, this.spotAt(e)));
     on("pointerover", (_, spot) => { this.hover = spot; this.showAt(); });
     on("pointerleave", () => { this.hover = null; this.showAt(); });
     on("click", (_, spot) => { if (spot !== null) { this.go(spot); this.select(spot); } });
@@ -189,6 +189,11 @@ class Plot {
     on("focusin", (event, spot) => this.focusAt(spot, event.target.matches(":focus-visible")));
     on("focusout", () => this.focusAt(null, false));
     on("keydown", (event, spot) => { if (spot !== null) this.onKey(event, spot); });
+  }
+
+  /** The place that an event is about. */
+  spotAt(event) {
+    return event.target.spot ?? null;
   }
 
   focusAt(spot, ringed) {
@@ -239,7 +244,7 @@ class Plot {
   /** Labels of the places along an axis: texts of the data, or round numbers. */
   marksAcross(axis, room) {
     if (axis.labels) return axis.labels.map((label, n) => ({ value: axis.values[n], text: short(tame(label)) }));
-    const whole = (axis.values ?? axis.edges).every(Number.isInteger);
+    const whole = (axis.values ?? axis.edges ?? [0.5]).every(Number.isInteger);
     return ticks(axis.range, axis.scale, 2 + Math.floor(room / 70), whole);
   }
 
@@ -298,6 +303,75 @@ class Plot {
     this.turned = words && widest + 8 > step;
     this.deep = this.turned ? widest + 14 : 24;
     return this.thin(marks, step, this.turned ? SIZE + 3 : widest + 10);
+  }
+
+  /** Room for the numbers of two axes, and where their values lie. */
+  layoutAxes(tall = PLOT_HEIGHT) {
+    const { x, y } = this.data;
+    this.up = ticks(y.range, y.scale, 6);
+    const left = Math.ceil(Math.max(26, ...this.up.map(({ text }) => this.text(text)))) + 10;
+    const room = this.width - left - 12;
+    const all = this.marksAcross(x, room);
+    this.across = this.fitAcross(all, room / Math.max(1, all.length - 1));
+    const right = this.width - Math.max(12, Math.ceil(this.text(all.at(-1)?.text ?? "") / 2));
+    this.box = { left, right, top: 8, bottom: Math.round(8 + tall) };
+    this.height = this.box.bottom + this.deep;
+    this.x = (value) => left + share(value, x) * (right - left);
+    this.y = (value) => this.box.bottom - share(value, y) * (this.box.bottom - this.box.top);
+  }
+
+  /** A curve that leaves the range is cut a mark's width beyond the frame, so that the marks on it stay whole. */
+  drawFrame() {
+    const { box } = this;
+    this.clip ??= this.svg.appendChild(shape("svg.clip", { "aria-hidden": "true" }));
+    const frame = inner({ x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top }, -6);
+    put(this.clip, { ...frame, viewBox: Object.values(frame).join(" ") });
+  }
+
+  /** Draws the named lines. One alone is known by the read-out; where there are more, each has its name beside it. */
+  drawRules() {
+    const { box, data } = this;
+    const levels = pool(this.part("levels", this.clip), data.rules.length, () => shape("path"));
+    this.taken = [];
+    const names = data.rules.map(({ value, on, label }, n) => {
+      const place = share(value, data[on]);
+      const inside = place >= -1e-6 && place <= 1 + 1e-6;
+      const at = inside ? half(on === "x" ? this.x(value) : this.y(value)) : 0;
+      const d = on === "x" ? `M${at} ${box.top}V${box.bottom}` : `M${box.left} ${at}H${box.right}`;
+      put(levels[n], { d: inside ? d : "", class: levelClass(n) });
+      const named = inside && (data.rules.length > 1 || on === "x");
+      return { text: tame(label), box: named ? this.claim(this.besideRule(on, at, this.text(tame(label)))) : null };
+    });
+    this.drawNames(this.quiet("names"), names);
+  }
+
+  /** Where the name of a line may stand. */
+  besideRule(on, at, width) {
+    const { left, right, top } = this.box;
+    if (on === "x") return [0, 15, 30, 45].flatMap((down) => [at + 5, at - 5 - width].map((x) => ({ x, y: top + down, width })));
+    return [right - width - 2, left + 4].flatMap((x) => [at - 15, at + 3].map((y) => ({ x, y, width })));
+  }
+
+  /** The first of some places for a text that is in the picture and touches no other text; it is taken then. */
+  claim(boxes) {
+    const { left, right, top, bottom } = this.box;
+    const found = boxes.find(({ x, y, width }) => (
+      x >= left && x + width <= right + 6 && y >= top - 6 && y + SIZE <= bottom
+      && this.taken.every((other) => x > other.x + other.width + 4 || other.x > x + width + 4 || Math.abs(y - other.y) > SIZE + 1)));
+    if (found) this.taken.push(found);
+    return found ?? null;
+  }
+
+  drawNames(group, names) {
+    const texts = pool(group, names.length, () => shape("text"));
+    names.forEach(({ text, box }, n) => {
+      put(texts[n], box ? { x: box.x, y: box.y + SIZE - 2 } : {});
+      say(texts[n], box ? text : "");
+    });
+  }
+
+  ruleValue({ value, on }) {
+    return on === "x" ? number(value) : this.write(value);
   }
 
   // ── Selection and walking ──
@@ -360,6 +434,11 @@ class Plot {
 }
 
 const NOWHERE = { width: 0, height: 0 };
+const inner = ({ x = 0, y = 0, width, height }, by) => ({
+  x: x + by, y: y + by, width: Math.max(0, width - 2 * by), height: Math.max(0, height - 2 * by) });
+const levelClass = (n) => `lens-chart-level lens-chart-level-${n % 4}`;
+const dashClass = (n) => `lens-chart-dash-${n}`;
+const markClass = ({ marker }) => (OPEN.has(marker) ? "lens-chart-open" : "lens-chart-mark");
 const gridClass = (value) => (value === 0 ? "lens-chart-zero" : "lens-chart-rule");
 const uprightAt = (x, y) => ({ x, y, "text-anchor": "middle", transform: "" });
 const turnedAt = (x, y) => ({ x, y: y - 4, "text-anchor": "end", transform: `rotate(-90 ${x} ${y - 8})` });

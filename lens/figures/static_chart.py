@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^", "wedge": "v", "plus": "P", "cross": "X"}
-_DASHES: Sequence[Any] = ("--", ":", "-.")
+_DASHES: Sequence[Any] = ("--", ":", "-.", (0, (10, 4)))
+_CURVES: Sequence[Any] = ("-", (0, (5, 3)), (0, (1, 2)), (0, (7, 2, 1, 2)), (0, (3, 2)), (0, (7, 2, 1, 2, 1, 2)), (0, (10, 3)))
 _FILLS = (1.0, 0.0, 0.4, 0.15)  # of bars beside each other, as in the browser
 _LINE = "#dfe2e8"
 _WARM = "#ba5400"  # the far end of a signed map
@@ -41,7 +42,7 @@ def static_figure(spec: Mapping[str, Any], selected: Mapping[str, Any] | None = 
     for n, plot in enumerate(plots):
         axes = figure.add_subplot(rows, columns, n + 1)
         _DRAW[plot["kind"]](axes, plot, (selected or {}).get(plot["name"]))
-        axes.tick_params(length=0, labelsize=8, colors="#555")
+        axes.tick_params(which="both", length=0, labelsize=8, colors="#555")
         axes.set_axisbelow(True)
     return figure
 
@@ -50,18 +51,16 @@ def _draw_lines(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
     x, y = plot["x"], plot["y"]
     places = np.array(x["values"], dtype=float)
     edge = {"markeredgecolor": "white", "markeredgewidth": 0.6, "markersize": 4}
-    for one in plot["series"]:
+    for one, dash in zip(plot["series"], _CURVES, strict=False):
         colour = _seen(one["colour"])
-        mark = _MARKERS[one["marker"]]
-        axes.plot(places, _numbers(one["values"]), color=colour, marker=mark, linewidth=1.6, label=_text(one["name"]), **edge)
+        look = {"marker": _MARKERS[one["marker"]], **edge} if plot["marks"] else {"linestyle": dash}
+        axes.plot(places, _numbers(one["values"]), color=colour, linewidth=1.6, label=_text(one["name"]), **look)
         if "low" in one:
             axes.fill_between(places, _numbers(one["low"]), _numbers(one["high"]), color=colour, alpha=0.18, linewidth=0)
-    _draw_rules(axes.axhline, plot["rules"])
+    _draw_rules(axes, plot["rules"])
     if chosen is not None:
         axes.axvline(chosen, color=ACCENT, linestyle=(0, (4, 3)), linewidth=1.2)
-    for axis, setter in ((x, axes.set_xscale), (y, axes.set_yscale)):
-        setter(axis["scale"], **({"nonpositive": "mask"} if axis["scale"] == "log" else {}))
-    axes.set(xlim=_widened(x), ylim=y["range"], xlabel=_titled(x), ylabel=_titled(y))
+    _scale(axes, x, y)
     if "labels" in x:
         axes.set_xticks(places, [_label(label) for label in x["labels"]], rotation=90)
     _finish(axes, plot, "y")
@@ -75,7 +74,7 @@ def _draw_bars(axes: Axes, plot: Mapping[str, Any], _chosen: Any) -> None:
     start = (edges[:-1] + edges[1:] - room) / 2
     for k, one in enumerate(plot["series"]):
         _draw_one_of_bars(axes, one, start + (k + 0.5) * room / many, room / many, _FILLS[k] if many > 1 else None, rows)
-    _draw_rules(axes.axvline if rows else axes.axhline, plot["rules"])
+    _draw_rules(axes, plot["rules"], turned=rows)
     if rows:
         axes.set_yticks(range(len(x["labels"])), [fill(_text(label), 32) for label in x["labels"]])
         axes.invert_yaxis()
@@ -156,7 +155,65 @@ def _write_values(axes: Axes, cells: np.ndarray, colours: Any) -> None:
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5, color=ink)
 
 
-_DRAW = {"lines": _draw_lines, "bars": _draw_bars, "heat_map": _draw_map}
+def _draw_scatter(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
+    for curve, dash in zip(plot["curves"], _CURVES, strict=False):
+        places = np.array(curve["x"], dtype=float), _numbers(curve["y"])
+        axes.plot(*places, color=_seen(curve["colour"]), linestyle=dash, linewidth=1.6, label=_text(curve["name"]))
+    for n, group in enumerate(plot["groups"]):
+        places = np.array([[dot["x"], dot["y"]] for dot in plot["dots"] if dot["group"] == n])
+        look: dict[str, Any] = {"marker": _MARKERS[group["marker"]], "color": _seen(group["colour"]), "zorder": 3}
+        axes.plot(*places.T, linestyle="", markersize=5, label=_label(group["name"]) or None, **look)
+    _draw_rules(axes, plot["rules"])
+    _scale(axes, plot["x"], plot["y"])
+    shown = [(dot, "#333") for dot in plot["dots"] if dot["label"] in plot["named"] and dot["label"] != chosen]
+    shown += [(dot, ACCENT) for dot in plot["dots"] if dot["label"] == chosen]
+    if plot["here"]:
+        shown.append((plot["here"], ACCENT))
+        axes.plot(plot["here"]["x"], plot["here"]["y"], "o", color=ACCENT, markersize=7, markeredgecolor="white", zorder=4)
+    for dot, colour in shown:
+        left = axes.transAxes.inverted().transform(axes.transData.transform((dot["x"], dot["y"])))[0] > 0.7
+        axes.annotate(_label(dot["label"]), (dot["x"], dot["y"]), xytext=(-5 if left else 5, 3), textcoords="offset points",
+                      ha="right" if left else "left", fontsize=7, color=colour, zorder=5)  # fmt: skip
+    _finish(axes, plot, "both")
+
+
+def _draw_clock(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
+    """On plain axes, so that the picture stands beside others in the one grid."""
+    from matplotlib.patches import Circle
+
+    axes.add_patch(Circle((0, 0), 1, fill=False, edgecolor="#9aa0ab", linewidth=0.8))
+    for n, group in enumerate(plot["groups"]):
+        tips = np.array([_tip(hand) for hand in plot["hands"] if hand["group"] == n])
+        colour = _seen(group["colour"])
+        axes.plot(*_spokes(tips), color=colour, linewidth=0.6, alpha=0.5)
+        axes.plot(*tips.T, _MARKERS[group["marker"]], color=colour, markersize=4, markeredgecolor="white", markeredgewidth=0.5,
+                  label=_label(group["name"]) or None)  # fmt: skip
+    marked: list[tuple[Any, str, str | None]] = [
+        (hand, ACCENT, None) for hand in plot["hands"] if chosen is not None and hand.get("value", hand["label"]) == chosen
+    ]
+    if plot["here"]:
+        marked.append((plot["here"], "black", _text(plot["here"]["label"])))
+    for hand, colour, label in marked:
+        axes.plot(*_spokes(np.array([_tip(hand)])), color=colour, linewidth=2.2, label=label)
+    for text, x, y in (("0", 1.1, 0), ("π/2", 0, 1.1), ("π", -1.1, 0), ("3π/2", 0, -1.1)):
+        axes.text(x, y, text, ha="center", va="center", fontsize=8, color="#555")
+    axes.set(xlim=(-1.25, 1.25), ylim=(-1.2, 1.2), aspect="equal", xticks=[], yticks=[])
+    _finish(axes, {**plot, "series": plot["groups"], "rules": []}, "both")
+    axes.spines["bottom"].set_visible(False)
+
+
+def _tip(hand: Mapping[str, Any]) -> tuple[float, float]:
+    return hand["length"] * np.cos(hand["angle"]), hand["length"] * np.sin(hand["angle"])
+
+
+def _spokes(tips: np.ndarray) -> np.ndarray:
+    """`[2, point]` of one line through all hands: centre, tip, and a gap."""
+    through = np.full((len(tips), 3, 2), np.nan)
+    through[:, 0], through[:, 1] = 0.0, tips
+    return through.reshape(-1, 2).T
+
+
+_DRAW = {"lines": _draw_lines, "bars": _draw_bars, "heat_map": _draw_map, "scatter": _draw_scatter, "clock": _draw_clock}
 
 
 # -- parts ----------------------------------------------------------------------------------------
@@ -166,7 +223,8 @@ def _finish(axes: Axes, plot: Mapping[str, Any], grid: Any) -> None:
     axes.grid(axis=grid, color="#e6e8ec", linewidth=0.8)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#9aa0ab")
-    if len(plot["series"]) + len(plot["rules"]) == 1:
+    known = axes.get_legend_handles_labels()[1]
+    if (len(known) == 1 and plot["kind"] in ("lines", "bars")) or not known:
         _entitle(axes, plot)
         return
     # Above the axes, where it can hide nothing, with the title on top of it.
@@ -179,9 +237,16 @@ def _entitle(axes: Axes, plot: Mapping[str, Any]) -> None:
     axes.set_title(_text(plot["title"]), loc="left", fontsize=10, weight="bold")
 
 
-def _draw_rules(draw: Any, rules: Sequence[Mapping[str, Any]]) -> None:
+def _draw_rules(axes: Axes, rules: Sequence[Mapping[str, Any]], *, turned: bool = False) -> None:
     for rule, dash in zip(rules, [*_DASHES, *["--"] * len(rules)], strict=False):
+        draw = axes.axvline if (rule["on"] == "x") != turned else axes.axhline
         draw(rule["value"], color="black", linestyle=dash, linewidth=1.0, label=_text(rule["label"]))
+
+
+def _scale(axes: Axes, x: Mapping[str, Any], y: Mapping[str, Any]) -> None:
+    for axis, setter in ((x, axes.set_xscale), (y, axes.set_yscale)):
+        setter(axis["scale"], **({"nonpositive": "mask"} if axis["scale"] == "log" else {}))
+    axes.set(xlim=_widened(x), ylim=y["range"], xlabel=_titled(x), ylabel=_titled(y))
 
 
 def _numbers(values: Sequence[float | int | None]) -> np.ndarray:

@@ -13,20 +13,24 @@ from hypothesis import strategies as st
 
 from lens.base.errors import InputError
 from lens.figures.chart import (
+    BLACK,
     BLUE,
     GREEN,
     MARKS,
     PURPLE,
     SCRIPTS,
     SERIES_COLOURS,
+    SKY,
     STYLES,
     axis,
     bars,
     chart,
+    clock,
     heat_map,
     histogram,
     lines,
     rule,
+    scatter,
     series,
 )
 from lens.figures.page import widget_source
@@ -53,6 +57,18 @@ def layer_map(values, **options):
     return heat_map("pairs", range(values.shape[1]), range(values.shape[0]), values, **given)
 
 
+def dot(label, x=1.0, y=1.0, group="models"):
+    return {"x": x, "y": y, "label": label, "group": group}
+
+
+def cloud(dots, curves=None, **options):
+    return scatter("model", dots, curves, **{"x_axis": "context", "y_axis": "base"} | options)
+
+
+def hand(label, angle, **options):
+    return {"label": label, "angle": angle, **options}
+
+
 # -- plain data -----------------------------------------------------------------------------------
 
 
@@ -64,6 +80,8 @@ def every_kind() -> dict:
             bars("ladder", ["identity", "linear"], {"R²": [-0.3, 0.9]}, label_axis="map", value_axis="R²"),
             histogram("angles", [0, 90, 180], {"block": [5, 7]}, x_axis=axis("angle", "°")),
             layer_map(square(3), signed=True),
+            cloud([dot("a"), dot("b", x=np.float32(2))], {"depth": ([1, 2], [np.nan, 3])}, rules=[rule(1, "c", on="x")]),
+            clock("lane", [hand("lane 0", np.float64(7.0), value=np.int64(0))], here=hand("mean", 1.0, length=0.5)),
         ]
     )  # fmt: skip
 
@@ -174,6 +192,59 @@ def test_a_free_colour_can_be_asked_for():
     assert [one["colour"] for one in plot["series"]] == [GREEN, BLUE]
 
 
+# -- dots and hands -------------------------------------------------------------------------------
+
+
+def test_the_axes_of_a_scatter_hold_dots_curves_rules_and_the_place_of_the_controls():
+    logs = {"x_axis": axis("context", scale="log"), "y_axis": axis("base", scale="log")}
+    plot = cloud([dot("a", 2, 3)], {"depth": ([0.5, 30], [1, 500])}, rules=[rule(2e4, "wall"), rule(2e3, "L", on="x")], **logs)
+    assert (plot["x"]["range"], plot["y"]["range"]) == ([0.1, 1e4], [1, 1e5])
+    far = cloud([dot("a", 2, 3)], here={"x": 7, "y": 0.2, "label": "here"}, **logs)
+    assert (far["x"]["range"], far["y"]["range"]) == ([1, 10], [0.1, 10])
+
+
+def test_a_vertical_rule_leaves_the_upward_axis_alone():
+    plot = lines("a", [0, 1], {"b": [1, 2]}, x_axis="x", y_axis="y", rules=[rule(50, "c", on="x")])
+    assert plot["y"]["range"] == [1, 2]
+
+
+def test_groups_of_dots_get_colours_that_no_curve_has_ink_first():
+    plot = cloud([dot("a"), dot("b", group="others")], {"depth": ([1, 2], [1, 2]), "new": ([1, 2], [2, 3])})
+    assert plot["groups"][0]["colour"] == BLACK
+    drawn = [one["colour"] for one in plot["curves"] + plot["groups"]]
+    assert len(set(drawn)) == 4
+    assert [one["group"] for one in plot["dots"]] == [0, 1]
+
+
+def test_bands_of_lanes_have_their_colours_among_dots_and_hands():
+    bands = ["fast lanes", "middle lanes", "slow lanes"]
+    plots = [
+        cloud([dot(band, group=band) for band in bands]),
+        clock("lane", [hand(band, 1.0, group=band) for band in bands]),
+    ]
+    assert [[one["colour"] for one in plot["groups"]] for plot in plots] == [[SKY, GREEN, PURPLE]] * 2
+
+
+@given(st.floats(-1e6, 1e6))
+def test_an_angle_is_one_within_a_turn(angle):
+    found = clock("lane", [hand("a", angle)])["hands"][0]["angle"]
+    assert 0 <= found < 6.2832
+    assert abs(np.exp(1j * found) - np.exp(1j * angle)) < 1e-4
+
+
+def test_a_clock_and_curves_over_the_same_numbers_are_one_selection():
+    hands = [hand(f"lane {n}", 0.1 * n, value=n) for n in range(3)]
+    curves = lines("lane", range(3), {"wavelength": [1, 2, 3]}, x_axis="lane", y_axis="tokens")
+    assert len(chart([clock("lane", hands), curves])["plots"]) == 2
+    with pytest.raises(InputError, match="Two plots are named 'lane'"):
+        chart([clock("lane", hands[:2]), curves])
+
+
+def test_sixty_four_hands_are_below_ten_kilobytes():
+    hands = [hand(f"lane {n}", 0.1 * n, value=n, group="fast lanes", note="wavelength 6.28 tokens") for n in range(64)]
+    assert len(json.dumps(clock("lane", hands)).encode()) < 10_000
+
+
 # -- refusals -------------------------------------------------------------------------------------
 
 
@@ -208,6 +279,20 @@ def two(names, values=(1, 2)):
         (lambda: layer_map(np.zeros((101, 100))), "10,100 cells"),
         (lambda: layer_map(np.zeros((2, 2)), signed=True, value_axis=axis("v", range=(0, 1))), "symmetric"),
         (lambda: layer_map(np.ones((2, 2)), value_axis=axis("v", scale="log", range=(1, 2))), "linear scale"),
+        (lambda: rule(1, "a", on="z"), "'a' lies on 'z'.*x or y"),
+        (lambda: cloud([]), "no dot and no curve"),
+        (lambda: cloud([dot("a"), dot("a")]), "'a' twice"),
+        (lambda: cloud([dot("a", x=np.nan)]), "x of 'a' is nan"),
+        (lambda: cloud([dot("a", y=0)], y_axis=axis("b", scale="log")), "y of 'a' is 0"),
+        (lambda: cloud([dot("a")], here={"x": 1, "y": np.inf, "label": "here"}), "y of 'here' is inf"),
+        (lambda: cloud([dot("a")], named=["b"]), "no dot 'b'"),
+        (lambda: cloud([dot("a")], {"b": ([1, 2], [1])}), "'b' in 'model' has 1 values.*Needed: 2"),
+        (lambda: cloud([dot(name, group=name) for name in "abcdefgh"]), "8 series"),
+        (lambda: cloud([dot(str(n)) for n in range(2001)]), "2,001 dots"),
+        (lambda: clock("a", []), "0 hands"),
+        (lambda: clock("a", [hand("b", np.inf)]), "angle inf"),
+        (lambda: clock("a", [hand("b", 1.0, length=1.5)]), "length 1.5"),
+        (lambda: clock("a", [hand("b", 1.0, value=1), hand("c", 1.0, value=1)]), "1 twice"),
         (lambda: chart([]), "no plot"),
         (lambda: chart([curve([1]), curve([1, 2])]), "Two plots are named 'kl'"),
     ],

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_rgb
 
-from lens.figures.chart import MARKS, axis, bars, chart, heat_map, histogram, lines, rule, series
+from lens.figures.chart import MARKS, axis, bars, chart, clock, heat_map, histogram, lines, rule, scatter, series
 from lens.figures.measures import ACCENT
 from lens.figures.static_chart import static_figure
 from tests.base.hostile import HOSTILE
@@ -21,6 +21,18 @@ LADDER = bars("ladder", ["identity", "linear"], [series("R²", [-0.25, 0.75], lo
 ANGLES = histogram("angles", [0, 10, 30], {"block": [4, 8]}, x_axis=axis("angle", "°"))
 PAIRS = heat_map("pairs", [0, 2, 4], [0, 2], [[0.5, np.nan, np.nan], [-0.5, 1, np.nan]], x_axis="from layer", y_axis="to layer",
                  value_axis=axis("R²", range=(0, 1)))  # fmt: skip
+
+
+LOGS = {"x_axis": axis("context", "tokens", scale="log"), "y_axis": axis("base", scale="log")}
+MODELS = scatter("model", [{"x": 4096, "y": 1e4, "label": "Llama-2 7B", "group": "models"},
+                           {"x": 8192, "y": 5e5, "label": "Llama-3 8B", "group": "models"}],
+                 {"depth": ([1e3, 1e5], [2e4, 2e6])}, rules=[rule(2048, "trained", on="x")],
+                 here={"x": 1e4, "y": 1e3, "label": "here"}, named=["Llama-3 8B"], **LOGS)  # fmt: skip
+HANDS = clock(
+    "lane",
+    [{"angle": 0.0, "label": "lane 0", "value": 0}, {"angle": np.pi / 2, "label": "lane 1", "length": 0.5, "value": 1}],
+    here={"angle": np.pi, "length": 0.25, "label": "mean"},
+)
 
 
 def axes_of(plot, selected=None):
@@ -84,6 +96,33 @@ def test_what_is_selected_is_marked_in_the_accent():
     assert len(axes_of(PAIRS).patches) == 0
 
 
+def test_dots_stand_among_curves_and_rules_with_their_names():
+    axes = axes_of(MODELS, {"model": "Llama-2 7B"})
+    curve, dots, trained, here = axes.lines
+    np.testing.assert_array_equal(curve.get_xydata(), [[1e3, 2e4], [1e5, 2e6]])
+    np.testing.assert_array_equal(dots.get_xydata(), [[4096, 1e4], [8192, 5e5]])
+    assert trained.get_xdata() == [2048, 2048]
+    assert (here.get_xydata().tolist(), here.get_color()) == ([[1e4, 1e3]], ACCENT)
+    assert [text.get_text() for text in axes.texts] == ["Llama-3 8B", "Llama-2 7B", "here"]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_hands_point_where_their_angles_say():
+    axes = axes_of(HANDS, {"lane": 1})
+    spokes, tips, chosen, mean = axes.lines
+    np.testing.assert_allclose(tips.get_xydata(), [[1, 0], [0, 0.5]], atol=1e-4)
+    np.testing.assert_array_equal(spokes.get_xydata()[1], tips.get_xydata()[0])
+    np.testing.assert_allclose(chosen.get_xydata()[1], [0, 0.5], atol=1e-4)
+    assert chosen.get_color() == ACCENT
+    np.testing.assert_allclose(mean.get_xydata()[1], [-0.25, 0], atol=1e-4)
+
+
+def test_curves_without_marks_are_told_apart_by_dashes():
+    drawn = axes_of(lines("a", [0, 1], {"b": [1, 2], "c": [2, 3]}, x_axis="x", y_axis="y", marks=False)).lines
+    assert [line.get_marker() for line in drawn] == ["None", "None"]
+    assert drawn[0].get_linestyle() != drawn[1].get_linestyle()
+
+
 @pytest.mark.parametrize("colour", MARKS)
 def test_every_colour_stands_out_from_white(colour):
     red, green, blue = to_rgb(
@@ -110,6 +149,15 @@ def test_hostile_labels_are_drawn_in_every_kind_of_file(kind):
                 y_axis="y",
                 rules=[rule(1, labels[0])],
             ),
+            scatter(
+                "dots",
+                [{"x": n, "y": n, "label": f"{n}{text}", "group": text} for n, text in enumerate(labels[:5])],
+                {labels[0]: ([0, 1], [0, 1])},
+                x_axis=labels[0],
+                y_axis=labels[1],
+                named=[f"0{labels[0]}"],
+            ),
+            clock("hands", [{"angle": n, "label": f"{n}{text}", "group": text} for n, text in enumerate(labels[:5])]),
         ]
     )
     assert written(static_figure(spec), kind).startswith(MAGIC[kind])
