@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ def variable(dims: tuple[str, ...], values: torch.Tensor | np.ndarray, long_name
     return xr.Variable(dims, array, {"long_name": long_name, "units": units})
 
 
-def exact(dims: tuple[str, ...], values: np.ndarray | float, long_name: str, units: str = "1") -> xr.Variable:
+def exact(dims: tuple[str, ...], values: np.ndarray | SupportsFloat, long_name: str, units: str = "1") -> xr.Variable:
     """A labelled array kept in float64, for numbers whose last digits matter (frequencies, bases)."""
     return xr.Variable(dims, np.asarray(values, dtype=np.float64), {"long_name": long_name, "units": units})
 

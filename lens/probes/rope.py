@@ -7,6 +7,7 @@ arXiv 2405.14591 (the kernel must not fall below zero within the context).
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from lens.models.frequencies import RopeTable, rope_table
 from lens.probes.dataset import exact, texts, variable
 
 FREQUENCIES = "arXiv 2104.09864, section 3.2 (θ); scaled kinds as in transformers' modeling_rope_utils"
-KERNEL = "arXiv 2405.14591, section 4 (sum of the lanes' cosines)"
+KERNEL = "Men et al., arXiv 2405.14591 (B_m, the sum of the lanes' cosines)"
 FAST = 32  # tokens; a lane with a shorter wavelength tells neighbours apart
 BANDS = ("fast", "middle", "slow")
 MOST_OFFSETS = 1 << 22
@@ -166,10 +167,16 @@ def kernel_values(theta: Lanes, count: int, weights: Weights | None = None, star
 def first_negative(theta: Lanes, context: int) -> int | None:
     """The first offset from 1 to `context` at which `Σ cos(θ_iδ)` is below zero; None if there is none.
 
-    Beyond it, a random key is expected to score higher than a similar one: arXiv 2405.14591, theorem 1.
+    There a random key is expected to score higher than a similar one: Men et al., arXiv 2405.14591.
     """
     _require_context(context)
-    start, count = 1, 256
+    return _first_negative(np.asarray(theta, dtype=np.float64).tobytes(), context)
+
+
+@lru_cache(maxsize=1024)
+def _first_negative(theta_bytes: bytes, context: int) -> int | None:
+    """Kept, because a slider of anything else asks for the same lanes again."""
+    theta, start, count = np.frombuffer(theta_bytes), 1, 256
     while start <= context:
         count = min(count, context + 1 - start)
         below = np.flatnonzero(kernel_values(theta, count, start=start) < 0)
