@@ -1,9 +1,4 @@
-"""Reversible edits of a live model: what stands in the module is changed for the body of a `with`, and only there.
-
-An edit holds the model's lock from its first line to its last, so that no other thread runs an edited model
-by mistake, and `model.edits`, `model.provenance()` and `model.fingerprint` tell that it is edited. Leaving
-it, in whatever way and order, gives the module back bit for bit.
-"""
+"""A map in the place of a block, or of its attention or MLP."""
 
 from __future__ import annotations
 

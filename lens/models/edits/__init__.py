@@ -1,0 +1,21 @@
+"""Reversible edits of a live model: what stands in the module is changed for the body of a `with`, and only there.
+
+An edit holds the model's lock from its first line to its last, so that no other thread runs an edited model
+by mistake, and `model.edits`, `model.provenance()` and `model.fingerprint` tell that it is edited. Leaving
+it, in whatever way and order, gives the module back bit for bit.
+"""
+
+from lens.models.edits.blocks import BlockPart, StandIn, part_modules, replace_block
+from lens.models.edits.rope import RopeChange, TableChange, rope_base, rope_lanes, rope_table
+
+__all__ = [
+    "BlockPart",
+    "RopeChange",
+    "StandIn",
+    "TableChange",
+    "part_modules",
+    "replace_block",
+    "rope_base",
+    "rope_lanes",
+    "rope_table",
+]
