@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import anywidget
 import traitlets
 
@@ -24,3 +27,22 @@ class Chart(anywidget.AnyWidget):
     spec = traitlets.Dict().tag(sync=True)
     selected = traitlets.Dict().tag(sync=True)
     busy = traitlets.Dict().tag(sync=True)
+
+    def __repr__(self) -> str:
+        return f"Chart({', '.join(plot['name'] for plot in self.spec.get('plots', []))})"
+
+    def snapshot(self) -> bytes:
+        """The chart as PNG, for places that show notebooks without a kernel."""
+        from lens.figures.static_chart import static_figure
+
+        stream = io.BytesIO()
+        static_figure(self.spec).savefig(stream, format="png", dpi=72)
+        return stream.getvalue()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The live chart, and its picture."""
+        bundle: Any = super()._repr_mimebundle_(**kwargs)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        if data is not None and self.spec:
+            data["image/png"] = self.snapshot()
+        return bundle

@@ -6,7 +6,6 @@ them is arithmetic on small matrices: a slider never waits for the model.
 
 from __future__ import annotations
 
-import io
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -82,7 +81,7 @@ class ChartPanel(Panel):
         """The live widget, and a picture for places that show notebooks without a kernel."""
         bundle: Any = super()._repr_mimebundle_(**kwargs)
         if bundle is not None and self._result is not None:
-            bundle["image/png"] = _snapshot(self.chart.spec)
+            bundle["image/png"] = self.chart.snapshot()
         return bundle
 
     # -- for cells --------------------------------------------------------------------------------
@@ -234,11 +233,3 @@ class MomentPanel(ChartPanel):
 
 def _name(thing: Model | Corpus | str) -> str:
     return thing if isinstance(thing, str) else thing.name
-
-
-def _snapshot(spec: dict[str, Any]) -> bytes:
-    from lens.figures.static_chart import static_figure
-
-    stream = io.BytesIO()
-    static_figure(spec).savefig(stream, format="png", dpi=72)
-    return stream.getvalue()

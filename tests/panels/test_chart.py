@@ -29,3 +29,10 @@ def test_two_charts_do_not_share_their_choices():
     one, other = Chart(), Chart()
     one.selected = {"pairs": [0, 0]}
     assert other.selected == {}
+
+
+def test_a_notebook_without_its_kernel_shows_the_picture():
+    bundle = Chart(spec=pairs())._repr_mimebundle_()
+    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert data["text/plain"] == "Chart(pairs)"
+    assert data["image/png"].startswith(b"\x89PNG")
