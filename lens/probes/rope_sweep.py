@@ -31,7 +31,7 @@ from lens.models.frequencies import RopeTable, rope_table
 from lens.models.model import Model, evaluation_mode
 from lens.models.rotary import rotaries
 from lens.models.run import residual_states
-from lens.probes.dataset import texts, variable
+from lens.probes.dataset import exact, texts, variable
 from lens.probes.verdict import document_interval
 
 SOURCE = "arXiv 2104.09864, section 3.4; arXiv 2306.15595; arXiv 2309.00071; arXiv 2410.06205 (lanes stopped)"
@@ -182,8 +182,8 @@ def _turns(model: Model, tables: Mapping[str, Turn] | Sequence[Turn]) -> dict[st
     lanes = [len(one.theta) for one in rotaries(model)]  # refuses models without
     for mask in tables.values() if isinstance(tables, Mapping) else tables:
         if isinstance(mask, np.ndarray) and (mask.dtype != bool or any(mask.shape != (count,) for count in lanes)):
-            found = f"A mask is of shape {mask.shape} and {mask.dtype}"
-            raise InputError(found, f"one bool for each of {lanes[0]} lanes", "np.arange(lanes) >= 24")
+            given = f"A mask is of shape {mask.shape} and {mask.dtype}"
+            raise InputError(given, f"one bool for each of {lanes[0]} lanes", "np.arange(lanes) >= 24")
     named = list(tables.items()) if isinstance(tables, Mapping) else [(_name(table), table) for table in tables]
     found: dict[str, Turn | None] = {TRAINED: None, **dict(named)}
     if not named or len(found) <= len(named):
@@ -316,7 +316,7 @@ def _dataset(
     kinds = [_kind(turn) for turn in turns.values()]
     coords = {
         "table": texts(("table",), list(turns), "rotary table under which the model ran"),
-        "base": variable(("table",), bases, "rotary base"),
+        "base": exact(("table",), bases, "rotary base"),
         "kind": texts(("table",), kinds, "kind of change"),
         "position": variable(("position",), np.arange(size), "position of the token read"),
         "bin": variable(("bin",), np.arange(len(edges) - 1), "bin of positions"),
@@ -327,6 +327,7 @@ def _dataset(
     found = {**_by_position(losses), **_by_bin(losses, documents, edges), **_by_document(losses, documents)}
     attrs = {"source": SOURCE, "probe": "rope_sweep", **facts, "windows": len(windows), "window": size + 1}
     attrs |= {"trained_base": float(bases[0]), "tokens_scored": int(np.isfinite(losses[0]).sum()), "context": model.context or 0}
+    attrs |= {"blocks": model.n_layers, "width": rotaries(model)[0].table.width}
     return xr.Dataset({**found, **_by_head(list(measured.values()))}, coords=coords, attrs={**attrs, **model.provenance()})
 
 
