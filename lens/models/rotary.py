@@ -168,19 +168,19 @@ class _Slot:
     blocks: tuple[int, ...]
 
 
-# By module; valid as long as the model stays where it is, in the dtype that it has.
-_FOUND: weakref.WeakKeyDictionary[nn.Module, tuple[Any, tuple[_Slot, ...]]] = weakref.WeakKeyDictionary()
+# By module; valid as long as the model stays where it is, in its dtype, and under the edits that it was looked at with:
+# a block that is replaced does not show what it uses.
+_FOUND: weakref.WeakKeyDictionary[nn.Module, tuple[Any, frozenset[str], tuple[_Slot, ...]]] = weakref.WeakKeyDictionary()
 
 
 def _slots(model: Model) -> tuple[_Slot, ...]:
     weight = model.anatomy.embedding.weight
-    state = (weight.device, weight.dtype)
+    state, live = (weight.device, weight.dtype), frozenset(model.lock.edits)
     known = _FOUND.get(model.module)
-    if known is not None and known[0] == state:
-        return known[1]
+    if known is not None and known[0] == state and known[1] <= live:
+        return known[2]
     slots = _find(model)
-    if not model.edits:  # a block that is replaced does not show what it uses
-        _FOUND[model.module] = (state, slots)
+    _FOUND[model.module] = (state, live, slots)
     return slots
 
 

@@ -207,6 +207,7 @@ def _edit(
     model: Model, description: str, wanted: Wanted, layer_type: str | None, *, follow: bool = False
 ) -> Iterator[RopeChange]:
     of = f" for {layer_type}" if layer_type else ""
+    rotaries(model)  # found before the edit begins, so that what is found holds after it, too
     with model.lock.edit(f"{description}{of}"), ExitStack() as stack:
         found = _chosen(model, layer_type)
         tables = [_require_lanes(wanted(rotary), rotary) for rotary in found]  # before anything is changed

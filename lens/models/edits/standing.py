@@ -63,7 +63,7 @@ def edited_state(rotary: Rotary, table: Tensor, attention_factor: float, config:
     attributes |= {"config": config, f"{prefix}long_inv_freq": _ABSENT}
     if attributes["max_seq_len_cached"] is not _ABSENT:
         attributes["max_seq_len_cached"] = rotary.module.original_max_seq_len
-    return State(buffers, attributes, former.kind)
+    return State(buffers, attributes, config.rope_parameters["rope_type"])
 
 
 @contextmanager
