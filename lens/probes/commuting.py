@@ -179,6 +179,7 @@ def commuting(
         - `defect[x, y]`: `‖R(x)ᵀR(y) − R(y − x)‖₂`, x that far along the first axis and y along the last one;
         - `frequency[axis, block, lane]`: effective frequencies, radians per position;
         - `logit[offset, query, key]`: of random queries and keys, one pair for each patch of the moved image;
+        - `place[key, axis]`: where a patch stands in the image before it is moved;
         - `drift[offset]`: root mean square change of the logits since offset 0, in their standard deviations;
         - `orthogonality_defect`, `determinant_defect`: largest of `‖RᵀR − I‖₂` and of `|det R − 1|` on the map's positions.
 
@@ -193,7 +194,8 @@ def commuting(
     x, y = np.zeros((size, 1, axes)), np.zeros((1, size, axes))
     x[:, 0, 0] = y[0, :, -1] = steps
     turned = rotations(angles, y)
-    moved = _logits_when_moved(angles, image, offsets, seed)
+    patches = _patches(axes, image)
+    moved = _logits_when_moved(angles, patches, offsets, seed)
     change = np.sqrt(np.square(moved - moved[0]).mean((1, 2))) / moved[0].std()
     straight = np.linalg.norm(turned.swapaxes(-1, -2) @ turned - np.eye(block_size), ord=2, axis=(-2, -1)).max()
     known = {
@@ -204,6 +206,7 @@ def commuting(
         "defect": (("x", "y"), equation_defect(angles, x, y), "largest stretch of R(x)ᵀR(y) − R(y − x)", "1"),
         "frequency": (("axis", "block", "lane"), frequencies(angles), "effective frequency", "rad/position"),
         "logit": (("offset", "query", "key"), moved, "logit of a query and a key of the moved image", "1"),
+        "place": (("key", "axis"), patches, "place of a patch in the image", "positions"),
         "drift": (("offset",), change, "change of the logits, root mean square, in their standard deviations", "1"),
         "orthogonality_defect": ((), np.array(straight), "largest stretch of RᵀR − I", "1"),
         "determinant_defect": ((), np.array(np.abs(np.linalg.det(turned) - 1).max()), "largest |det R − 1|", "1"),
@@ -216,12 +219,16 @@ def commuting(
     )
 
 
-def _logits_when_moved(angles: AngleMatrices, image: int, offsets: int, seed: int) -> Float[np.ndarray, "offset query key"]:
-    axes = len(angles.multiplier)
+def _patches(axes: int, image: int) -> Float[np.ndarray, "patch axis"]:
+    """Places of the patches of an image, the last axis fastest; of as many tokens where there is one axis."""
     if axes == 1:
-        patches = np.arange(image**2, dtype=float)[:, None]
-    else:
-        patches = np.stack(np.meshgrid(*[np.arange(image, dtype=float)] * axes, indexing="ij"), -1).reshape(-1, axes)
+        return np.arange(image**2, dtype=float)[:, None]
+    return np.stack(np.meshgrid(*[np.arange(image, dtype=float)] * axes, indexing="ij"), -1).reshape(-1, axes)
+
+
+def _logits_when_moved(
+    angles: AngleMatrices, patches: Float[np.ndarray, "patch axis"], offsets: int, seed: int
+) -> Float[np.ndarray, "offset query key"]:
     random = np.random.default_rng([seed, 1])  # not the draw that made the matrices
     queries, keys = random.standard_normal((2, len(patches), angles.width))
     return logits(angles, queries, keys, patches + np.arange(offsets, dtype=float)[:, None, None])
