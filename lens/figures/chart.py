@@ -54,10 +54,8 @@ __all__ = [
 
 MOST_CELLS = 10_000
 
-SCRIPTS = (
-    "theme.js", "chart_plot.js", "chart_series.js", "chart_bars.js", "chart_map.js", "chart_scatter.js", "chart_clock.js",
-    "chart.js",
-)  # fmt: skip
+_KINDS = ("series", "bars", "map", "scatter", "clock")
+SCRIPTS = ("theme.js", "chart_numbers.js", "chart_plot.js", *(f"chart_{kind}.js" for kind in _KINDS), "chart.js")
 STYLES = ("theme.css", "chart.css")
 
 

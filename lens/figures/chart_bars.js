@@ -42,7 +42,10 @@ class Bars extends SeriesPlot {
   }
 
   layoutColumns() {
-    const { x, y } = this.data;
+    const { x, y, series } = this.data;
+    // Series that never meet (kinds of one thing) take turns in one row of bars.
+    const meet = series[0].values.some((_, n) => series.filter(({ values }) => known(values[n])).length > 1);
+    this.beside = meet ? series.length : 1;
     this.up = ticks(y.range, y.scale, 6);
     const left = Math.ceil(Math.max(26, ...this.up.map(({ text }) => this.text(text)))) + 10;
     const right = this.width - 16;
@@ -67,9 +70,9 @@ class Bars extends SeriesPlot {
       return { x: a, y, width: b - a, height: this.thick };
     }
     const [left, right] = this.slot(n);
-    const wide = (right - left) / this.data.series.length;
-    const gap = this.data.series.length > 1 ? 1 : 0;
-    return { x: left + k * wide, y: a, width: Math.max(0.5, wide - gap), height: b - a };
+    const wide = (right - left) / this.beside;
+    const gap = this.beside > 1 ? 1 : 0;
+    return { x: left + (k % this.beside) * wide, y: a, width: Math.max(0.5, wide - gap), height: b - a };
   }
 
   paint() {

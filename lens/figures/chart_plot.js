@@ -1,6 +1,6 @@
 /**
- * What every plot of a chart shares: elements that are kept and changed, numbers as texts, axes, and places that a
- * reader walks over. Python puts this text between theme.js and the kinds of plot.
+ * What every plot of a chart shares: elements that are kept and changed, axes, named lines, and places that a reader
+ * walks over. Python puts this text between theme.js, chart_numbers.js and the kinds of plot.
  */
 
 const make = maker("lens-chart");
@@ -65,82 +65,7 @@ function ruler(family) {
   return (text) => canvas.measureText(text).width;
 }
 
-// ── Numbers ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-const known = (value) => value !== null && value !== undefined;
-const minus = (text) => text.replace("-", "\u2212"); // as wide as a digit
-const power = (n) => `10${[...String(n)].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("")}`;
-
-const GROUPED = new Intl.NumberFormat("en-US");
-
-/** Three significant digits, or all of a whole number. */
-function number(value) {
-  if (!known(value)) return "—";
-  const size = Math.abs(value);
-  if (Number.isInteger(value) || size >= 1000) return minus(GROUPED.format(Math.round(value)));
-  if (size >= 0.001) return minus(value.toPrecision(3));
-  const [digits, exponent] = value.toExponential(1).split("e");
-  return `${minus(digits)}·${power(Number(exponent))}`;
-}
-
-const titled = ({ title, unit }) => (unit ? `${tame(title)} (${tame(unit)})` : tame(title));
-const withUnit = (text, { unit }) => (unit ? `${text}${unit === "°" ? "" : "\u00a0"}${tame(unit)}` : text);
-
-/** A writer of an axis' values, all with the same decimals, so that they stand under each other and do not dance. */
-function evenly({ range, scale }, values) {
-  if (scale === "log") return number;
-  const most = 0.999 * Math.max(...range.map(Math.abs));
-  const size = Math.floor(Math.log10(most));
-  const fine = most < 1 ? Math.min(9, 2 - size) : Math.max(0, 3 - Math.max(1, size));
-  const digits = values.every((value) => !known(value) || Number.isInteger(value)) ? 0 : fine;
-  const format = new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
-  return (value) => {
-    const vanishes = !known(value) || (value !== 0 && Math.abs(value) < 0.5 * 10 ** -digits);
-    return vanishes ? number(value) : minus(format.format(value));
-  };
-}
-
-/** Round numbers between two ends, at most `most` of them; only whole ones where the data are. */
-function ticks([low, high], scale, most, whole = false) {
-  if (scale === "log") return decades(low, high, most);
-  const raw = (high - low) / Math.max(1, most - 1);
-  const unit = 10 ** Math.floor(Math.log10(raw));
-  const rough = unit * [1, 2, 5, 10].find((factor) => factor * unit >= raw * (1 - 1e-9));
-  const step = whole ? Math.max(1, rough) : rough;
-  const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-  const first = Math.ceil(low / step - 1e-9);
-  const count = Math.floor(high / step + 1e-9) - first + 1;
-  return Array.from({ length: Math.max(0, count) }, (_, n) => {
-    const value = (first + n) * step || 0; // no -0
-    const text = value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
-    return { value, text: minus(text) };
-  });
-}
-
-function decades(low, high, most) {
-  const [from, to] = [Math.floor(Math.log10(low) + 1e-9), Math.floor(Math.log10(high) + 1e-9)];
-  const every = Math.max(1, Math.ceil((to - from + 1) / most));
-  const factors = 3 * (to - from + 1) <= most + 2 ? [1, 2, 5] : [1];
-  const found = [];
-  for (let n = from; n <= to; n += every) {
-    const far = n < -3 || n > 4;
-    for (const factor of far ? [1] : factors) {
-      const value = Number(`${factor}e${n}`);
-      if (value < low * (1 - 1e-9) || value > high * (1 + 1e-9)) continue;
-      found.push({ value, text: far ? power(n) : value.toLocaleString("en-US", { maximumFractionDigits: 3 }) });
-    }
-  }
-  return found;
-}
-
-/** Where a value lies between two ends, 0..1 inside; undefined where there is none. */
-function share(value, { range: [low, high], scale }) {
-  if (!known(value) || (scale === "log" && value <= 0)) return undefined;
-  return scale === "log" ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low);
-}
-
-const nearest = (values, wanted) => values.reduce(
-  (best, value, n) => (Math.abs(value - wanted) < Math.abs(values[best] - wanted) ? n : best), 0);
+// ── Colours ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 const bytes = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 
@@ -328,38 +253,49 @@ class Plot {
     put(this.clip, { ...frame, viewBox: Object.values(frame).join(" ") });
   }
 
-  /** Draws the named lines. One alone is known by the read-out; where there are more, each has its name beside it. */
+  /** Whether named lines bear their names in the picture: one or two across it are known by the read-out. */
+  get rulesNamed() {
+    const { rules } = this.data;
+    return rules.length > 2 || rules.some(({ on }) => on === "x");
+  }
+
+  /** Draws the named lines. */
   drawRules() {
     const { box, data } = this;
     const levels = pool(this.part("levels", this.clip), data.rules.length, () => shape("path"));
     this.taken = [];
-    const names = data.rules.map(({ value, on, label }, n) => {
+    const names = data.rules.map((line, n) => {
+      const { value, on, label } = line;
       const place = share(value, data[on]);
       const inside = place >= -1e-6 && place <= 1 + 1e-6;
       const at = inside ? half(on === "x" ? this.x(value) : this.y(value)) : 0;
       const d = on === "x" ? `M${at} ${box.top}V${box.bottom}` : `M${box.left} ${at}H${box.right}`;
       put(levels[n], { d: inside ? d : "", class: levelClass(n) });
-      const named = inside && (data.rules.length > 1 || on === "x");
-      return { text: tame(label), box: named ? this.claim(this.besideRule(on, at, this.text(tame(label)))) : null };
+      const text = `${tame(label)} ${this.ruleValue(line)}`;
+      return { text, box: inside && this.rulesNamed ? this.claim(this.besideRule(on, at, this.text(text))) : null };
     });
     this.drawNames(this.quiet("names"), names);
   }
 
-  /** Where the name of a line may stand. */
+  /** Where the name of a line may stand, the better places first. */
   besideRule(on, at, width) {
-    const { left, right, top } = this.box;
-    if (on === "x") return [0, 15, 30, 45].flatMap((down) => [at + 5, at - 5 - width].map((x) => ({ x, y: top + down, width })));
-    return [right - width - 2, left + 4].flatMap((x) => [at - 15, at + 3].map((y) => ({ x, y, width })));
+    const { left, right, top, bottom } = this.box;
+    const down = Array.from({ length: Math.floor((bottom - top) / 15) }, (_, n) => top + 15 * n);
+    if (on === "x") return down.flatMap((y) => [at + 5, at - 5 - width].map((x) => ({ x, y, width })));
+    const along = [0, 1, 2 / 3, 1 / 3].map((part) => right - width - 2 - part * (right - left - width - 6));
+    return along.flatMap((x) => [at - 15, at + 3].map((y) => ({ x, y, width })));
   }
 
-  /** The first of some places for a text that is in the picture and touches no other text; it is taken then. */
+  /** The first of some places for a text that is in the picture and touches no other text, better no curve either; it is taken. */
   claim(boxes) {
     const { left, right, top, bottom } = this.box;
-    const found = boxes.find(({ x, y, width }) => (
+    const free = boxes.filter(({ x, y, width }) => (
       x >= left && x + width <= right + 6 && y >= top - 6 && y + SIZE <= bottom
       && this.taken.every((other) => x > other.x + other.width + 4 || other.x > x + width + 4 || Math.abs(y - other.y) > SIZE + 1)));
+    const clear = ({ x, y, width }) => this.ink.every(([a, b]) => a < x - 3 || a > x + width + 3 || b < y - 2 || b > y + SIZE + 3);
+    const found = free.find(clear) ?? free[0] ?? null;
     if (found) this.taken.push(found);
-    return found ?? null;
+    return found;
   }
 
   drawNames(group, names) {
@@ -371,7 +307,7 @@ class Plot {
   }
 
   ruleValue({ value, on }) {
-    return on === "x" ? number(value) : this.write(value);
+    return on === "x" || this.data.y.scale === "log" ? number(value) : this.write(value);
   }
 
   // ── Selection and walking ──

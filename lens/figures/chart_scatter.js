@@ -154,6 +154,8 @@ class Scatter extends Things {
     this.drawFrame();
     const paths = pool(this.part("curves", this.clip), curves.length, () => shape("path"));
     curves.forEach((line, n) => put(paths[n], { d: this.curve(line), stroke: this.view.seen(line.colour), class: dashClass(n) }));
+    const points = curves.flatMap(({ x, y }) => x.map((value, n) => ({ x: value, y: y[n] })));
+    this.ink = [...this.places, ...points.filter(({ y }) => known(y)).map((point) => this.place(point))];
     this.drawRules();
     this.drawMarks(this.clip);
     this.quiet("names");
@@ -275,7 +277,7 @@ class Scatter extends Things {
       name: tame(line.name), value: thing ? number(this.read(line, thing.x)) : "–",
       room: Math.max(...line.y.map((value) => number(value).length)),
     }));
-    const rules = data.rules.map((line, n) => ({
+    const rules = (this.rulesNamed ? [] : data.rules).map((line, n) => ({
       sample: { stroke: { d: "M-13 0H13", class: levelClass(n) } },
       name: tame(line.label), value: this.ruleValue(line),
     }));

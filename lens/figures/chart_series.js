@@ -59,7 +59,7 @@ class SeriesPlot extends Plot {
   showReadout(spot) {
     const { data } = this;
     say(this.at, spot === null ? `${tame(data.x.title)} –` : this.place(spot));
-    const lines = [...data.series, ...data.rules];
+    const lines = [...data.series, ...(this.rulesNamed ? [] : data.rules)];
     const entries = pool(this.entries, lines.length, () => make("span.entry", {},
       make("span.sample"), make("span.name"), make("span.value")));
     lines.forEach((line, n) => {
@@ -133,6 +133,7 @@ class Lines extends SeriesPlot {
     this.drawUp(this.up, this.y);
     this.drawAcross(this.across, this.x);
     this.drawFrame();
+    this.ink = this.inked();
     this.drawRules();
     const bands = pool(this.part("bands", this.clip), data.series.length, () => shape("path"));
     const curves = pool(this.part("curves", this.clip), data.series.length, () => shape("path"));
@@ -145,6 +146,14 @@ class Lines extends SeriesPlot {
       put(marks[n], { d: data.marks ? this.marksOf(line, every) : "", class: markClass(line), stroke: colour, fill: colour });
     });
     this.quiet("front");
+  }
+
+  /** Places that a text had better leave free: the points of all curves. */
+  inked() {
+    const { series, x, y } = this.data;
+    const all = series.flatMap(({ values, low = [], high = [] }) => [values, low, high]);
+    return all.flatMap((values) => values.flatMap((value, n) => (
+      share(value, y) === undefined ? [] : [[this.x(x.values[n]), this.y(value)]])));
   }
 
   /** Many points leave no room for marks; then each curve has its own dashes. */

@@ -72,8 +72,10 @@ def _draw_bars(axes: Axes, plot: Mapping[str, Any], _chosen: Any) -> None:
     edges = np.array(x["edges"] if "edges" in x else np.arange(len(x["values"]) + 1) - 0.5, dtype=float)
     room = np.diff(edges) * (1.0 if "edges" in x else 0.8)
     start = (edges[:-1] + edges[1:] - room) / 2
+    meet = rows or _meet(plot["series"])
     for k, one in enumerate(plot["series"]):
-        _draw_one_of_bars(axes, one, start + (k + 0.5) * room / many, room / many, _FILLS[k] if many > 1 else None, rows)
+        place, beside = (k, many) if meet else (0, 1)
+        _draw_one_of_bars(axes, one, start + (place + 0.5) * room / beside, room / beside, _FILLS[k] if many > 1 else None, rows)
     _draw_rules(axes, plot["rules"], turned=rows)
     if rows:
         axes.set_yticks(range(len(x["labels"])), [fill(_text(label), 32) for label in x["labels"]])
@@ -86,6 +88,12 @@ def _draw_bars(axes: Axes, plot: Mapping[str, Any], _chosen: Any) -> None:
             axes.set_xticks(range(0, len(x["values"]), every), [f"{value:g}" for value in x["values"][::every]])
     (axes.axvline if rows else axes.axhline)(0, color="#555", linewidth=0.8)
     _finish(axes, plot, "x" if rows else "y")
+
+
+def _meet(given: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether two series have a value at one place; those that never do take turns in one row of bars."""
+    known = np.isfinite([_numbers(one["values"]) for one in given])
+    return bool((known.sum(0) > 1).any())
 
 
 def _draw_one_of_bars(
