@@ -163,9 +163,9 @@ def rope_bounds(
 
     Returns:
         Dataset with one variable for each theory, the required base: `aliasing`, `dc_stability`, `depth`, `similar_beats_random`,
-        `similar_beats_random_safe`, `slow_lane_share` ask for at least that; `precision_wall` for less. Attributes: `theory`,
-        `source`, `assumptions`, `bound`, and `met` (`yes` or `no`) where a base was given. Its lanes then follow as scalars:
-        see `lanes_in_context`. Under 5 ms where the package's table holds the width and contexts, else see `min_base`.
+        `similar_beats_random_safe`, `slow_lane_share` ask for at least that; `precision_wall` for less. Attributes: `short_name`,
+        `theory`, `source`, `assumptions`, `bound`, and `met` (`yes` or `no`) where a base was given. Its lanes then follow
+        as scalars: see `lanes_in_context`. Under 5 ms where the package's table holds width and contexts, else see `min_base`.
 
     Raises:
         InputError: a setting out of its range, or a base with several contexts.
@@ -233,7 +233,13 @@ def _column(theory: Theory, setting: Setting) -> xr.Variable:
     dims = ("context",) * setting.context.ndim
     found = exact(dims, theory.required(setting), f"required base, {theory.name}")
     bound = "at least" if theory.is_lower else "less than"
-    found.attrs |= {"theory": theory.title, "source": theory.source, "assumptions": theory.assumptions, "bound": bound}
+    found.attrs |= {
+        "short_name": theory.name,
+        "theory": theory.title,
+        "source": theory.source,
+        "assumptions": theory.assumptions,
+        "bound": bound,
+    }
     return found
 
 

@@ -78,7 +78,7 @@ def rope_practice(epsilon: float = 0.95, dtype: str = "float32", lane: str = "st
             "required": exact(("model", "theory"), required, "required base"),
             "met": variable(("model", "theory"), met, "whether the model has it"),
             **{
-                name: xr.Variable(("model",), np.array([found[name].item() for found in lanes]), lanes[0][name].attrs)
+                name: xr.Variable(("model",), np.array([found[name].values.item() for found in lanes]), lanes[0][name].attrs)
                 for name in lanes[0]
             },
         },

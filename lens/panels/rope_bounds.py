@@ -1,0 +1,245 @@
+"""The panel of theories about the rotary base: what each asks for, and which released models do without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import ipywidgets as widgets
+import xarray as xr
+
+from lens.base.errors import InputError
+from lens.figures.rope_bounds import WEDGE, bounds_chart, hypotheses, hypotheses_html, in_words
+from lens.models.locks import ModelLock
+from lens.panels.fitted import ChartPanel
+from lens.panels.panel import Job
+from lens.panels.toggles import Toggles
+from lens.probes.rope_bounds import DTYPES, LANES, THEORIES, rope_bounds
+from lens.probes.rope_practice import rope_practice
+from lens.probes.rope_problems import rope_problems
+
+WIDTHS = (16, 32, 64, 128, 256)
+_CONTEXTS = tuple(2**k for k in range(8, 21))
+_PLACE = ("context", "layers", "width", "base")  # what a model stands for; moving one of them leaves the model
+_DRAWN = {name: theory.name for name, theory in THEORIES.items() if name != "similar_beats_random_safe"}
+
+
+@dataclass(frozen=True)
+class _Result:
+    """Everything that a setting leads to."""
+
+    model: str | None
+    setting: xr.Dataset
+    lines: xr.Dataset
+    practice: xr.Dataset
+    problems: xr.Dataset
+
+
+class RopeBounds(ChartPanel):
+    """How large must the base of rotary positions be? Every theory's answer, with released models among the lines.
+
+    Args:
+        model: one of `lens.probes.rope_practice`, whose context, layers, rotary width and base come first; None for a setting
+            of one's own. A scaled table stands at its effective base.
+        context, layers, width, base: that setting; `width` is one of 16, 32, 64, 128 and 256 rotary dimensions.
+        epsilon, dtype, lane: as in `lens.probes.rope_bounds.rope_bounds`.
+        theories: which to show, by the names of their variables there.
+
+    `set(model=…)` or a click on a dot takes a model's setting, `set(context=…, base=…)` leaves it. `bounds`, `practice` and
+    `problems` are the Datasets behind the picture.
+    """
+
+    COMPUTED = ("model", *_PLACE, "epsilon", "dtype", "lane")
+    VIEW = ("theories",)
+
+    def __init__(
+        self,
+        model: str | None = "Llama-2 7B",
+        *,
+        context: int = 4096,
+        layers: int = 32,
+        width: int = 128,
+        base: float = 10_000.0,
+        epsilon: float = 0.95,
+        dtype: str = "float32",
+        lane: str = "stated",
+        theories: Sequence[str] = tuple(_DRAWN),
+    ):
+        place = {"context": context, "layers": layers, "width": width, "base": float(base)}
+        chosen = {"epsilon": epsilon, "dtype": dtype, "lane": lane}
+        self._table = widgets.HTML()
+        view = {"theories": tuple(theories)}
+        controls = {"theories": Toggles({label: name for name, label in _DRAWN.items()}, theories, _tooltips())}
+        start = {"model": model, **place, **_place_of(model, lane), **chosen}
+        super().__init__(start, view, _top(), controls)
+        self.children = (*self.children, self._table)
+        self._open(view)
+
+    def __repr__(self) -> str:
+        return (
+            f"RopeBounds(model={self._settings['model']!r}, context={self._settings['context']}, base={self._settings['base']:g})"
+        )
+
+    # -- for cells --------------------------------------------------------------------------------
+
+    @property
+    def bounds(self) -> xr.Dataset:
+        """Of the one setting, from `rope_bounds`."""
+        return self._shown().setting
+
+    @property
+    def practice(self) -> xr.Dataset:
+        """The released models, from `rope_practice`."""
+        return self._shown().practice
+
+    @property
+    def problems(self) -> xr.Dataset:
+        """What speaks against each theory, from `rope_problems`."""
+        return self._shown().problems
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def _new_job(self, changes: Mapping[str, Any]) -> Job:
+        """A model stands for its setting; another setting is no longer that model's."""
+        changed = dict(changes)
+        model = changed.get("model", self._settings["model"])
+        if changed.get("model") or ("lane" in changed and model):
+            changed = {**_place_of(model, changed.get("lane", self._settings["lane"])), **changed}
+        elif "model" not in changed and any(name in changed for name in _PLACE):
+            changed["model"] = None
+        return super()._new_job(changed)
+
+    def _compute(self, job: Job) -> _Result:
+        settings = job.settings
+        _require(settings)
+        chosen = {name: settings[name] for name in ("epsilon", "dtype", "lane")}
+        practice = _practice(**chosen)
+        setting = rope_bounds(*(settings[name] for name in _PLACE), **chosen)
+        lines = rope_bounds(_CONTEXTS, settings["layers"], settings["width"], **chosen)
+        return _Result(settings["model"], setting, lines, practice, rope_problems(setting, practice))
+
+    def _checked(self, result: _Result, view: Mapping[str, Any]) -> dict[str, Any]:
+        unknown = sorted(set(view["theories"]) - set(THEORIES))
+        if unknown:
+            raise InputError(f"No theory is named {unknown[0]!r}", f"some of {', '.join(THEORIES)}", "theories=('depth',)")
+        return {"theories": tuple(name for name in THEORIES if name in view["theories"])}
+
+    def _spec(self, result: _Result, view: Mapping[str, Any]) -> dict[str, Any]:
+        drawn = [name for name in view["theories"] if name in _DRAWN]
+        return bounds_chart(result.lines, result.practice, drawn, result.setting, result.model)
+
+    def _facts(self, result: _Result, view: Mapping[str, Any]) -> dict[str, Any]:
+        setting, model = result.setting, result.model
+        rows = _rows(result, view)
+        lanes = setting if model is None else result.practice.sel(model=model)
+        negative = float(lanes.first_negative)
+        return {
+            "model": model,
+            **{name: setting.attrs[name] for name in (*_PLACE, "epsilon", "dtype", "lane")},
+            **view,
+            "required": {row["name"]: float(f"{row['required']:.3g}") for row in rows},
+            "met": {row["name"]: row["met"] for row in rows},
+            "lanes": int(lanes.lanes),
+            "slow_lanes": int(lanes.slow_lanes),
+            "constant_lanes": int(lanes.constant_lanes),
+            "first_negative": None if negative != negative else int(negative),
+            "says": _sentence(result, rows),
+        }
+
+    def _prepare(self, job: Job, result: Any) -> Mapping[str, Any]:
+        prepared = super()._prepare(job, result)
+        shown = self._result if result is None else result
+        return {**prepared, "table": hypotheses_html(_rows(shown, prepared["view"]))} if "spec" in prepared else prepared
+
+    def _apply(self, view: Mapping[str, Any]) -> None:
+        super()._apply(view)
+        if "table" in view:
+            self._table.value = view["table"]
+
+    def _selection(self, view: Mapping[str, Any]) -> dict[str, Any]:
+        return {} if self._result.model is None else {WEDGE: self._result.model}
+
+    def _on_select(self, change: Any) -> None:
+        chosen = change["new"].get(WEDGE)
+        if not self._is_muted and chosen and chosen != self._settings["model"]:
+            self.post(model=chosen)
+
+    def _mirror(self, settings: Mapping[str, Any]) -> None:
+        contexts = sorted({*_CONTEXTS, settings["context"]})
+        self._top["context"].options = [(f"{context:,}", context) for context in contexts]
+        super()._mirror(settings)
+
+    def _lock(self) -> ModelLock | None:
+        return None
+
+
+@lru_cache(maxsize=64)
+def _practice(epsilon: float, dtype: str, lane: str) -> xr.Dataset:
+    return rope_practice(epsilon, dtype, lane)
+
+
+def _place_of(model: str | None, lane: str) -> dict[str, Any]:
+    """The setting of a model; nothing for none and for a name that there is not."""
+    practice = _practice(0.95, "float32", lane if lane in LANES else LANES[0])
+    if model is None or model not in practice.model.to_numpy():
+        return {}
+    found = practice.sel(model=model)
+    whole = {name: int(found[name]) for name in ("context", "layers", "width")}
+    return {**whole, "base": float(found.effective_base)}
+
+
+def _require(settings: Mapping[str, Any]) -> None:
+    if settings["width"] not in WIDTHS:
+        raise InputError(f"The width is {settings['width']}", f"one of {', '.join(map(str, WIDTHS))}", "width=128")
+    names = _practice(0.95, "float32", LANES[0]).model.to_numpy().tolist()
+    if settings["model"] is not None and settings["model"] not in names:
+        raise InputError(f"The model is {settings['model']!r}", f"one of {'; '.join(names)}, or None", f"model={names[0]!r}")
+
+
+def _rows(result: _Result, view: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return hypotheses(result.setting, result.practice, result.problems, view["theories"], result.model)
+
+
+def _sentence(result: _Result, rows: Sequence[Mapping[str, Any]]) -> str:
+    facts = result.setting.attrs
+    place = f"{facts['context']:,} tokens, {facts['layers']} layers, base {in_words(facts['base'])}"
+    if result.model is None:
+        start = f"At {place}"
+    else:
+        offered = "offered" if bool(result.practice.supported.sel(model=result.model)) else "not offered"
+        start = f"{result.model} ({place}; {offered} for that context)"
+    refused = [f"{row['name']} asks for {row['bound']} {in_words(row['required'])}" for row in rows if not row["met"]]
+    if not rows:
+        return f"{start}: no hypothesis is shown."
+    met = len(rows) - len(refused)
+    told = f"; {', '.join(refused)}" if refused else ""
+    return f"{start}: {met} of {len(rows)} hypotheses are met{told}. None alone tells what works from what does not."
+
+
+def _tooltips() -> dict[str, str]:
+    return {theory.name: f"{theory.title}. Assumes: {theory.assumptions}." for theory in THEORIES.values()}
+
+
+def _top() -> dict[str, Any]:
+    """The controls of the setting."""
+    names = _practice(0.95, "float32", LANES[0]).model.to_numpy().tolist()
+    style, wide, narrow = {"description_width": "auto"}, widgets.Layout(width="17em"), widgets.Layout(width="auto")
+    return {
+        "model": widgets.Dropdown(options=[("my own setting", None), *((name, name) for name in names)], layout=narrow),
+        "context": widgets.SelectionSlider(options=_CONTEXTS, description="context", style=style, layout=wide),
+        "base": widgets.FloatLogSlider(
+            10_000.0, base=10, min=2, max=10, step=0.02, description="base", readout_format=",.0f", style=style, layout=wide
+        ),
+        "layers": widgets.IntSlider(32, 1, 126, description="layers", style=style, layout=wide),
+        "width": widgets.SelectionSlider(options=WIDTHS, description="rotary dimensions", style=style, layout=wide),
+        "epsilon": widgets.FloatSlider(
+            0.95, min=0.5, max=0.999, step=0.001, description="ε", readout_format=".3f", style=style, layout=wide
+        ),
+        "lane": widgets.ToggleButtons(
+            options=[("slowest lane as stated", "stated"), ("exact", "exact")], style={"button_width": "auto"},
+            tooltips=["it turns by 1/base a token", "it turns by base^(−(1 − 2/width)) a token"],
+        ),
+        "dtype": widgets.Dropdown(options=DTYPES, layout=narrow, tooltip="in which angles are held"),
+    }  # fmt: skip
