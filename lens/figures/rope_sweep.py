@@ -71,10 +71,10 @@ def _by_base(turned: xr.Dataset, trained: float) -> dict[str, Any]:
     at = np.where(bases == trained, 0.0, np.nan)
     for values in (cost, low, high):
         values[bases == trained] = 0.0
-    curves = [series("turned", cost, low=low, high=high, colour=ORANGE), series("trained base", at, colour=BLUE)]
+    curves = [series("turned", cost, low=low, high=high, colour=ORANGE), series("as trained", at, colour=BLUE)]
     return lines(
         "base", bases, curves, x_axis=axis("rotary base", scale="log"), y_axis=axis("increase of the loss", "nats per token"),
-        rules=[rule(0.0, "as trained")],
+        rules=[rule(trained, "trained base", on="x")],
     )  # fmt: skip
 
 

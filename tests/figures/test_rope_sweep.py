@@ -41,7 +41,7 @@ def test_cost_by_base_has_the_trained_base_at_zero():
     plot = sweep_chart(sweep())["plots"][0]
     assert plot["x"]["values"] == [100, 1000, 10000, 1000000]
     assert plot["x"]["scale"] == "log"
-    assert values(plot) == {"turned": [2, 0.5, 0, 0.25], "trained base": [None, None, 0, None]}
+    assert values(plot) == {"turned": [2, 0.5, 0, 0.25], "as trained": [None, None, 0, None]}
     assert plot["series"][0]["low"] == [1.9, 0.4, 0, 0.15]
 
 
