@@ -10,28 +10,32 @@ import xarray as xr
 from lens.base.errors import InputError
 from lens.figures.chart import BLUE, ORANGE, axis, bars, chart, heat_map, lines, series
 
-PICTURES = ("defect", "commutator", "frequencies")
-PAIRS = (1, 4, 5, 15)  # keys whose logits with the first query are followed
+PICTURES = ("defect", "commutator", "frequencies", "logits")
+# Keys whose logits with the first query are followed. None lies on the diagonal, along which the image moves: there every
+# family keeps its logits, for a matrix commutes with its multiples.
+PAIRS = (1, 4, 3, 12)
 
 
 def commuting_chart(dataset: xr.Dataset, offset: int, picture: str) -> dict[str, Any]:
-    """What a family is on the left, what it does to a moved image in the middle and on the right.
+    """What a family is on the left, and what becomes of logits on the right while the whole image moves.
 
     Args:
         dataset: from `commuting`.
         offset: by how much the image is moved, one of the Dataset's.
-        picture: `defect` (of the equation, by position), `commutator` (by block) or `frequencies`.
+        picture: `defect` (of the equation, by position), `commutator` (by block), `frequencies` or `logits` (how they
+            have changed at this offset).
 
     Raises:
         InputError: another picture or offset.
     """
-    drawn = {"defect": _defect, "commutator": _commutator, "frequencies": _frequencies}
-    if picture not in drawn:
+    if picture not in PICTURES:
         raise InputError(f"The picture is {picture!r}", f"one of {', '.join(PICTURES)}", "picture='defect'")
     if offset not in dataset.offset:
         last = int(dataset.offset[-1])
         raise InputError(f"The offset is {offset!r}", f"a whole number from 0 to {last}", f"offset={last // 2}")
-    return chart([drawn[picture](dataset), _followed(dataset), _change(dataset, offset)])
+    drawn = {"defect": _defect, "commutator": _commutator, "frequencies": _frequencies}
+    left = _change(dataset, offset) if picture == "logits" else drawn[picture](dataset)
+    return chart([left, _followed(dataset)])
 
 
 def _defect(dataset: xr.Dataset) -> dict[str, Any]:
@@ -82,5 +86,5 @@ def _change(dataset: xr.Dataset, offset: int) -> dict[str, Any]:
     end = float(np.ceil(largest)) if largest > 1e-6 else 1.0  # rounding alone is no change
     return heat_map(
         "change", patches, patches, change, x_axis="key", y_axis="query", signed=True,
-        value_axis=axis("change of the logit", range=(-end, end)), title=f"moved by {offset}",
+        value_axis=axis("change of the logit", range=(-end, end)), title=f"what moving the image by {offset} does to logits",
     )  # fmt: skip

@@ -31,7 +31,7 @@ class CommutingRotations(ChartPanel):
         block_size: width β of a block: 2, 3, 4, 8 or 16; 2 gives the planes of ordinary RoPE.
         axes: 1 for text, 2 for images.
         seed: draws matrices, queries and keys.
-        picture: `defect` (of the equation, by position), `commutator` (by block) or `frequencies`.
+        picture: `defect` (of the equation, by position), `commutator` (by block), `frequencies` or `logits` (their change).
         offset: by how much the image is moved, 0 to 16.
 
     No model is opened. `set(family=…, offset=…)` changes what is shown; a click on the curves chooses an offset.

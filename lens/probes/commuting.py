@@ -162,6 +162,7 @@ def commuting(
     scale: float = 0.05,
     size: int = 13,
     image: int = 4,
+    spacing: int = 4,
     offsets: int = 17,
 ) -> xr.Dataset:
     """Do the rotations of a family commute, and do logits stay when the whole image is moved?
@@ -170,6 +171,7 @@ def commuting(
         family, block_size, axes, width, seed, scale: see `angle_matrices`.
         size: positions 0, 1, … of the defect's map.
         image: patches along each axis; a text of `image²` tokens where there is one axis.
+        spacing: positions from one patch to the next.
         offsets: by how many positions the image is moved at most, on all axes together, 0 included.
 
     Returns:
@@ -194,7 +196,7 @@ def commuting(
     x, y = np.zeros((size, 1, axes)), np.zeros((1, size, axes))
     x[:, 0, 0] = y[0, :, -1] = steps
     turned = rotations(angles, y)
-    patches = _patches(axes, image)
+    patches = spacing * _patches(axes, image)
     moved = _logits_when_moved(angles, patches, offsets, seed)
     change = np.sqrt(np.square(moved - moved[0]).mean((1, 2))) / moved[0].std()
     straight = np.linalg.norm(turned.swapaxes(-1, -2) @ turned - np.eye(block_size), ord=2, axis=(-2, -1)).max()
@@ -215,12 +217,12 @@ def commuting(
     return xr.Dataset(
         {name: variable(dims, np.asarray(values), label, units) for name, (dims, values, label, units) in known.items()},
         coords=_coordinates(axes, steps, offsets),
-        attrs={"source": SOURCE, "probe": "commuting", **attributes, "image": image, **library_versions()},
+        attrs={"source": SOURCE, "probe": "commuting", **attributes, "image": image, "spacing": spacing, **library_versions()},
     )
 
 
 def _patches(axes: int, image: int) -> Float[np.ndarray, "patch axis"]:
-    """Places of the patches of an image, the last axis fastest; of as many tokens where there is one axis."""
+    """Places of the patches of an image, one apart, the last axis fastest; of as many tokens where there is one axis."""
     if axes == 1:
         return np.arange(image**2, dtype=float)[:, None]
     return np.stack(np.meshgrid(*[np.arange(image, dtype=float)] * axes, indexing="ij"), -1).reshape(-1, axes)
