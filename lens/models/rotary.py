@@ -64,14 +64,30 @@ def rotaries(model: Model) -> tuple[Rotary, ...]:
     Raises:
         UnsupportedModelError: a model without rotary embeddings, or with tables that cannot be reached.
     """
-    with model.lock.hold(f"looking for rotary tables of {model.name}"):
-        return tuple(_standing(slot) for slot in _slots(model))
+    found = _rotaries(model)
+    if not found:
+        kept = any(_places(model.module))
+        why = (
+            f"No block of {model.name} turns by its rotary tables" if kept else f"{model.name} has no rotary position embeddings"
+        )
+        hint = "another model; GPT-2, OPT, BLOOM and Falcon with ALiBi have no rotary embeddings"
+        raise UnsupportedModelError(why, "a model whose queries and keys are rotated", hint)
+    return found
 
 
 def rotary_of_blocks(model: Model) -> tuple[Rotary | None, ...]:
-    """The table that each block turns by, or None for a block without rotary embeddings; see `rotaries`."""
-    found: dict[int, Rotary] = {block: rotary for rotary in rotaries(model) for block in rotary.blocks}
+    """The table that each block turns by as it stands now, or None for a block without rotary embeddings.
+
+    Raises:
+        UnsupportedModelError: tables that cannot be reached.
+    """
+    found: dict[int, Rotary] = {block: rotary for rotary in _rotaries(model) for block in rotary.blocks}
     return tuple(found.get(block) for block in range(model.n_layers))
+
+
+def _rotaries(model: Model) -> tuple[Rotary, ...]:
+    with model.lock.hold(f"looking for rotary tables of {model.name}"):
+        return tuple(_standing(slot) for slot in _slots(model))
 
 
 # -- what a rotary module gives -------------------------------------------------------------------
@@ -186,10 +202,9 @@ def _slots(model: Model) -> tuple[_Slot, ...]:
 
 def _find(model: Model) -> tuple[_Slot, ...]:
     places = list(_places(model.module))
-    if not places:
-        settings = rope_settings(model.module.config.get_text_config())
-        why = "keeps no rotary frequencies that could be reached" if settings else "has no rotary position embeddings"
-        raise UnsupportedModelError(f"{model.name} {why}", "a model with rotary tables in its modules", _WITHOUT)
+    if not places and rope_settings(model.module.config.get_text_config()):
+        found = f"{model.name} has rotary settings, and no table of frequencies in its modules"
+        raise UnsupportedModelError(found, "tables that can be reached", "a family of transformers itself")
     away = next((f"{path}.{buffer}" for path, module, _, buffer in places if module.get_buffer(buffer).is_meta), None)
     if away is not None:
         raise UnsupportedModelError(
@@ -202,12 +217,7 @@ def _find(model: Model) -> tuple[_Slot, ...]:
         if blocks:
             call = seen.call_of(module, layer_type)
             slots.append(_Slot(path, module, layer_type, buffer, _configured(model, module, layer_type, buffer), call, blocks))
-    if not slots:
-        raise UnsupportedModelError(f"No block of {model.name} turns by its rotary tables", "a model that uses them", _WITHOUT)
     return tuple(slots)
-
-
-_WITHOUT = "another model; GPT-2, OPT, BLOOM and Falcon with ALiBi have no rotary embeddings"
 
 
 def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str | None, str]]:
