@@ -10,11 +10,13 @@ import xarray as xr
 
 from lens.base.text import html_safe
 from lens.figures.chart import axis, chart, scatter
+from lens.figures.table import text_table
 
 WEDGE = "model"  # name of the plot, whose selection is a dot's label
 CONTEXTS = (200.0, 2e6)
 BASES = (100.0, 1e11)
 _USED, _BEYOND = "released models", "not offered for this context"
+_TABLED = ("dc_stability", "depth", "precision_wall")
 _ROOM = (0.6, 0.5)  # decades of context and base that a name takes
 
 
@@ -106,6 +108,29 @@ def _line(row: dict[str, Any]) -> str:
         practice,
     )
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def practice_table(practice: xr.Dataset, theories: Sequence[str] = _TABLED) -> str:
+    """The released models against the theories as plain text, one line each.
+
+    Args:
+        practice: from `rope_practice`.
+        theories: of which the required base is shown, with a star where the model has less (or, for the wall, not less).
+    """
+    rows = []
+    for number, model in enumerate(practice.model.to_numpy()):
+        row = practice.isel(model=number)
+        asked = [
+            f"{in_words(float(row.required.sel(theory=name)))}{'' if row.met.sel(theory=name) else ' *'}" for name in theories
+        ]
+        negative = float(row.first_negative)
+        slow = f"{int(row.slow_lanes)}/{int(row.lanes)}"
+        rows.append([
+            str(model), in_words(float(row.base)), str(row.kind.item()), f"{int(row.context):,}", *asked, slow,
+            "none" if np.isnan(negative) else f"{negative:,.0f}",
+        ])  # fmt: skip
+    titles = [name.replace("_", " ") for name in theories]
+    return text_table(["model", "base", "kind", "context", *titles, "slow lanes", "kernel below 0 from"], rows)
 
 
 def in_words(base: float) -> str:

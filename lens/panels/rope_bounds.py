@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 import xarray as xr
 
 from lens.base.errors import InputError
+from lens.base.files import atomic_file
 from lens.figures.rope_bounds import WEDGE, bounds_chart, hypotheses, hypotheses_html, in_words
 from lens.models.locks import ModelLock
 from lens.panels.fitted import ChartPanel
@@ -48,7 +50,7 @@ class RopeBounds(ChartPanel):
         theories: which to show, by the names of their variables there.
 
     `set(model=…)` or a click on a dot takes a model's setting, `set(context=…, base=…)` leaves it. `bounds`, `practice` and
-    `problems` are the Datasets behind the picture.
+    `problems` are the Datasets behind the picture, `export(path)` writes the models.
     """
 
     COMPUTED = ("model", *_PLACE, "epsilon", "dtype", "lane")
@@ -98,6 +100,22 @@ class RopeBounds(ChartPanel):
     def problems(self) -> xr.Dataset:
         """What speaks against each theory, from `rope_problems`."""
         return self._shown().problems
+
+    def export(self, path: str | Path) -> Path:
+        """Write the released models as `.csv`, one line for each model and theory, or as `.nc`, all of `practice`.
+
+        Raises:
+            InputError: another suffix.
+        """
+        target = Path(path)
+        if target.suffix not in (".csv", ".nc"):
+            raise InputError(f"The file name {target.name!r} ends in {target.suffix!r}", "one of .csv, .nc", "models.csv")
+        with atomic_file(target) as temporary:
+            if target.suffix == ".csv":
+                self.practice.to_dataframe(dim_order=["model", "theory"]).to_csv(temporary, float_format="%.12g")
+            else:
+                self.practice.to_netcdf(temporary, engine="h5netcdf")
+        return target
 
     # -- steps ------------------------------------------------------------------------------------
 

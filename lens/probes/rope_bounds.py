@@ -175,21 +175,36 @@ def rope_bounds(
     _require(setting)
     columns = {name: _column(theory, setting) for name, theory in THEORIES.items()}
     facts: dict[str, Any] = {"layers": layers, "width": width, "epsilon": epsilon, "dtype": dtype, "lane": lane}
-    if base is not None:
-        facts |= {"base": float(base), "context": int(_single(contexts))}
-        table = rope_table("default", float(base), width)
-        lanes = lanes_in_context(table, int(contexts), epsilon)
-        for name in THEORIES:
-            met = is_met(name, float(base), float(columns[name]))
-            if name == "similar_beats_random":  # bases that do are no interval: this very one was tried
-                met = bool(np.isnan(lanes["first_negative"]))
-            columns[name].attrs["met"] = "yes" if met else "no"
-        columns |= lanes
-    elif contexts.ndim == 0:
+    if contexts.ndim == 0:
         facts["context"] = int(contexts)
     places = {} if contexts.ndim == 0 else {"context": variable(("context",), contexts, "context", "tokens")}
     facts |= {"source": "; ".join(dict.fromkeys(theory.source for theory in THEORIES.values())), "probe": "rope_bounds"}
-    return xr.Dataset(columns, coords=places, attrs={**facts, **library_versions()})
+    found = xr.Dataset(columns, coords=places, attrs={**facts, **library_versions()})
+    return found if base is None else _held_against(found, float(base))
+
+
+def _held_against(bounds: xr.Dataset, base: float) -> xr.Dataset:
+    if "context" in bounds.dims:
+        raise InputError(f"A base and {bounds.sizes['context']} contexts", "one context to hold a base against", "context=4096")
+    table = rope_table("default", base, bounds.attrs["width"])
+    for name in THEORIES:
+        bounds[name].attrs["met"] = "yes" if allows(bounds, name, base) else "no"
+    return bounds.assign(lanes_in_context(table, bounds.attrs["context"], bounds.attrs["epsilon"])).assign_attrs(base=base)
+
+
+def allows(bounds: xr.Dataset, theory: str, base: float) -> bool:
+    """Whether a theory holds a base to be right for a context.
+
+    Bases that keep the kernel positive are no interval: for `similar_beats_random` the base itself is tried.
+
+    Args:
+        bounds: from `rope_bounds`, of that one context.
+        theory: a variable of it.
+        base: of a table without scaling.
+    """
+    if theory == "similar_beats_random":
+        return first_negative(rope_table("default", base, bounds.attrs["width"]).theta, bounds.attrs["context"]) is None
+    return is_met(theory, base, float(bounds[theory]))
 
 
 def lanes_in_context(table: RopeTable, context: int, epsilon: float = 0.95) -> dict[str, xr.Variable]:
@@ -221,7 +236,7 @@ def slow_share(base: float, context: int) -> float:
 
 
 def is_met(theory: str, base: float, required: float) -> bool:
-    """Whether a base is what a theory asks for: at least the required one, or, for the wall, less.
+    """Whether a base is at least the required one, or, for the wall, less; `allows` tells more of a table without scaling.
 
     Args:
         theory: a key of `THEORIES`.
@@ -241,12 +256,6 @@ def _column(theory: Theory, setting: Setting) -> xr.Variable:
         "bound": bound,
     }
     return found
-
-
-def _single(contexts: np.ndarray) -> int:
-    if contexts.ndim:
-        raise InputError(f"A base and {contexts.size} contexts", "one context to hold a base against", "context=4096")
-    return int(contexts)
 
 
 def _require(setting: Setting) -> None:

@@ -91,6 +91,15 @@ def _many_have_turned(bounds: xr.Dataset, practice: xr.Dataset) -> str:
     return f"At {context:,} tokens {turned} of {lanes} lanes have come round already: positions differ in all lanes together."
 
 
+def _the_opposite(bounds: xr.Dataset, practice: xr.Dataset) -> str:
+    width = bounds.attrs["width"]
+    least = (bounds.attrs["context"] / (2 * np.pi)) ** (width / (width - 2))
+    return (
+        f"Who wants no new angles beyond the training length asks for the opposite: a base below {least:,.0f}, at which every "
+        "lane comes round in training (arXiv 2306.15595, 2309.00071)."
+    )
+
+
 def _few_constants(bounds: xr.Dataset, practice: xr.Dataset) -> str:
     count, lanes, epsilon = int(bounds.constant_lanes), int(bounds.lanes), bounds.attrs["epsilon"]
     return f"It judges one lane; {count} of {lanes} keep their cosine at {epsilon:g} or above over the whole context."
@@ -163,7 +172,7 @@ def _describes_itself(bounds: xr.Dataset, practice: xr.Dataset) -> str:
 
 
 _AGAINST: dict[str, tuple[Callable[[xr.Dataset, xr.Dataset], str], ...]] = {
-    "aliasing": (_another_lane, _many_have_turned),
+    "aliasing": (_another_lane, _many_have_turned, _the_opposite),
     "dc_stability": (_another_lane, _few_constants),
     "depth": (_layers_project_anew, _room_at_a_million),
     "precision_wall": (_no_collision, _fast_lanes_suffer, _storage_dtype, _rounded_positions),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lens.figures.rope_bounds import bounds_chart, hypotheses, hypotheses_html, in_words
+from lens.figures.rope_bounds import bounds_chart, hypotheses, hypotheses_html, in_words, practice_table
 from tests.base.hostile import HOSTILE
 
 CONTEXTS = np.array([1024, 4096, 65_536])
@@ -98,6 +98,19 @@ def test_the_table_says_all_of_it():
     page = hypotheses_html(hypotheses(SETTING, PRACTICE, PROBLEMS, list(NAMES), "one"))
     for text in ("at least 73,728", "less than 8.39 million", ">no<", ">yes<", "first", "second", "third", "Assumes: much"):
         assert text in page
+
+
+def test_the_models_as_a_table_for_print():
+    practice = PRACTICE.assign(
+        required=(("model", "theory"), [[73_728.0, 8_388_608.0]] * 3), base=("model", [1e4, 1.1e4, 1e6]),
+        kind=("model", ["default", "yarn", "linear"]), slow_lanes=("model", [1, 2, 3]), lanes=("model", [8, 8, 8]),
+        first_negative=("model", [91.0, np.nan, 12_345.0]),
+    )  # fmt: skip
+    lines = practice_table(practice, list(NAMES)).splitlines()
+    assert lines[0].split()[:4] == ["model", "base", "kind", "context"]
+    assert lines[1].split() == ["one", "10,000", "default", "4,096", "73,728", "*", "8.39", "million", "1/8", "91"]
+    assert lines[3].split() == ["three", "1", "million", "linear", "65,536", "73,728", "8.39", "million", "*", "3/8", "12,345"]
+    assert lines[2].endswith("2/8         none")
 
 
 @pytest.mark.parametrize("text", HOSTILE)

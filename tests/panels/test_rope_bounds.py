@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import time
 
 import pytest
 import xarray as xr
 
+from lens.base.errors import InputError
 from lens.figures.rope_bounds import bounds_chart
 from lens.panels.rope_bounds import RopeBounds
 from lens.probes.rope_bounds import THEORIES, rope_bounds
@@ -118,6 +120,18 @@ def test_every_model_of_the_table_can_be_chosen(panel):
         assert summary["error"] is None
         met = practice.met.sel(model=model, theory=DRAWN).to_numpy().tolist()
         assert list(summary["met"].values()) == met
+
+
+def test_the_models_can_be_taken_away(panel, tmp_path):
+    with xr.open_dataset(panel.export(tmp_path / "models.nc"), engine="h5netcdf") as read:
+        xr.testing.assert_identical(read.load(), panel.practice)
+    with panel.export(tmp_path / "models.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 22 * 7
+    depth = next(row for row in rows if (row["model"], row["theory"]) == ("Llama-2 7B", "depth"))
+    assert (round(float(depth["required"]), 1), depth["met"]) == (72_361.2, "False")
+    with pytest.raises(InputError, match="ends in '.txt'"):
+        panel.export(tmp_path / "models.txt")
 
 
 @pytest.mark.parametrize(

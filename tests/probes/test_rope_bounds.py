@@ -10,7 +10,7 @@ import xarray as xr
 
 from lens.base.errors import InputError
 from lens.models.frequencies import rope_table
-from lens.probes.rope_bounds import THEORIES, is_met, lanes_in_context, rope_bounds, slow_share
+from lens.probes.rope_bounds import THEORIES, allows, is_met, lanes_in_context, rope_bounds, slow_share
 
 
 def value(name: str, *arguments, **settings) -> float:
@@ -110,9 +110,11 @@ def test_a_base_between_two_windows_is_tried_itself():
     """Above the smallest base that keeps the kernel positive, bases fail again: what counts is the base that was given."""
     bounds = rope_bounds(4096, 32, 128)
     low, high = float(bounds.similar_beats_random), float(bounds.similar_beats_random_safe)
-    met = [rope_bounds(4096, 32, 128, base).similar_beats_random.attrs["met"] for base in np.geomspace(low, high, 60).tolist()]
+    bases = np.geomspace(low, high, 60).tolist()
+    met = [rope_bounds(4096, 32, 128, base).similar_beats_random.attrs["met"] for base in bases]
     assert met[0] == met[-1] == "yes"
     assert "no" in met
+    assert [allows(bounds, "similar_beats_random", base) for base in bases] == [one == "yes" for one in met]
 
 
 def test_lanes_that_behave_as_constants_are_counted():

@@ -58,6 +58,13 @@ def test_most_lanes_have_turned_and_few_stay(practice):
     assert "3 of 64 keep their cosine at 0.95 or above" in against("dc_stability", practice, context=2048)[2]
 
 
+def test_a_base_at_which_every_lane_comes_round_is_the_opposite(practice):
+    sentence = against("aliasing", practice)[3]
+    below = float(sentence.split("a base below ")[1].split(",")[0])
+    assert int(rope_bounds(4096, base=below - 1).slow_lanes) == 0
+    assert int(rope_bounds(4096, base=below + 1).slow_lanes) == 1
+
+
 @pytest.mark.parametrize(("dtype", "refused"), [("float32", "every model of more than 6 layers"), ("float16", "every model")])
 def test_the_wedge_at_a_million_tokens(practice, dtype, refused):
     sentence = against("depth", practice, dtype=dtype)[2]
