@@ -48,11 +48,11 @@ def _clock(compared: xr.Dataset, pointing: xr.Dataset) -> dict[str, Any]:
 
 
 def _wavelengths(compared: xr.Dataset) -> dict[str, Any]:
+    wavelength = compared.wavelength.to_numpy()
     drawn = [
-        series(str(name), compared.wavelength.sel(table=name), colour=colour)
-        for name, colour in zip(compared.table.values, COLOURS, strict=False)
+        series(name, row, colour=colour) for name, row, colour in zip(compared.table.values, wavelength, COLOURS, strict=False)
     ]
-    longest = np.nanmax(np.where(np.isfinite(compared.wavelength), compared.wavelength, np.nan))
+    longest = wavelength[np.isfinite(wavelength)].max(initial=1.0)
     bound = axis("tokens for one turn", scale="log", range=(1.0, next((end for end in LONGEST if longest <= end), 1e20)))
     return lines("lane", compared.lane, drawn, x_axis="lane", y_axis=bound, rules=[*_lengths(compared), *_treated(compared)])
 
@@ -77,16 +77,12 @@ def _treated(compared: xr.Dataset) -> list[dict[str, Any]]:
 
 def _kernel(compared: xr.Dataset) -> dict[str, Any]:
     width, context = compared.sizes["lane"], compared.attrs["context"]
-    single = (
-        compared["last"].isel(table=0).to_numpy() == compared.offset.to_numpy()
-    )  # runs of one offset: their ends are its value
+    single = compared["last"].to_numpy() == compared.offset.to_numpy()  # runs of one offset: their ends are its value
     drawn, found = [], []
-    for name, colour in zip(compared.table.values, COLOURS, strict=False):
-        one = compared.sel(table=name)
-        low, high = one.low.to_numpy(), one.high.to_numpy()
-        values = np.where(single, low, np.nan)
-        drawn.append(series(str(name), values, low=low, high=high, colour=colour))
-        if np.isfinite(first := float(one.first_negative)):
+    parts = (compared[name].to_numpy() for name in ("table", "low", "high", "first_negative"))
+    for name, low, high, first, colour in zip(*parts, COLOURS, strict=False):
+        drawn.append(series(name, np.where(single, low, np.nan), low=low, high=high, colour=colour))
+        if np.isfinite(first):
             found.append(rule(first, "below zero at" if compared.sizes["table"] == 1 else f"{name} below zero at", on="x"))
     return lines(
         "offset", compared.offset, drawn, x_axis=axis("offset", "tokens", range=(0, context)),

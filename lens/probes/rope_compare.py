@@ -14,7 +14,7 @@ from lens.models.frequency_kinds import FORMULAS
 from lens.probes.dataset import exact, texts, variable
 from lens.probes.rope import FREQUENCIES, KERNEL, Lanes, envelope, frequencies_of, rope_kernel
 
-POINTS = 300  # runs of offsets in a picture
+POINTS = 240  # runs of offsets in a picture
 
 
 def compare_rope(
@@ -52,15 +52,28 @@ def compare_rope(
     added = stand_ins(kind, base, width, parameters)
     chosen = rope_table(kind, base, width, **parameters, **added)
     tables = {"default": rope_table("default", base, chosen.width)} | ({kind: chosen} if kind != "default" else {})
-    lanes = xr.concat([_lanes(table, context) for table in tables.values()], "table", combine_attrs="drop", join="exact")
-    kernels = [_kernel(table, context, points) for table in tables.values()]
+    lanes = [frequencies_of(table, context) for table in tables.values()]
+    kernels = [rope_kernel(table, context) for table in tables.values()]
+    runs = [envelope(kernel, points) for kernel in kernels]
     given = {f"parameter_{name}": value for name, value in parameters.items() if isinstance(value, str | int | float)}
     attrs = {"source": f"{FREQUENCIES}; {KERNEL}", "probe": "compare_rope", "kind": kind, "base": float(base),
              "width": int(chosen.width), "context": int(context), "stand_ins": ", ".join(added)}  # fmt: skip
-    found = xr.merge([lanes, xr.concat(kernels, "table", combine_attrs="drop", join="exact")], combine_attrs="drop")
-    found = found.assign(treatment=texts(("lane",), list(chosen.treatment), "what the kind does to the lane"))
-    found = found.assign_coords(table=texts(("table",), list(tables), "frequency table"))
-    return found.assign_attrs({**attrs, **given, **library_versions()})
+    return xr.Dataset(
+        {
+            **{name: _stacked(lanes, name) for name in ("theta", "wavelength", "turns", "band", "attention_factor")},
+            "slowest_wavelength": _each([_slowest(table) for table in tables.values()], "longest wavelength of a turning lane"),
+            "treatment": texts(("lane",), list(chosen.treatment), "what the kind does to the lane"),
+            **{name: _stacked(runs, name) for name in ("low", "high")},
+            "last": runs[0]["last"].variable,
+            "first_negative": _each([_below(kernel) for kernel in kernels], "first offset at which the kernel is below zero"),
+        },
+        coords={
+            "table": texts(("table",), list(tables), "frequency table"),
+            "lane": lanes[0].lane.variable,
+            "offset": runs[0].offset.variable,
+        },
+        attrs={**attrs, **given, **library_versions()},
+    )
 
 
 def stand_ins(kind: str, base: float | int, width: int, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -103,17 +116,21 @@ def phases(theta: Lanes, position: int) -> xr.Dataset:
     )
 
 
-def _lanes(table: RopeTable, context: int) -> xr.Dataset:
-    found = frequencies_of(table, context)[["theta", "wavelength", "turns", "band", "attention_factor"]]
-    turning = found.wavelength.to_numpy()[np.isfinite(found.wavelength)]
-    slowest = turning.max() if turning.size else np.nan
-    return found.assign(slowest_wavelength=exact((), slowest, "longest wavelength of a lane that turns", "tokens"))
+def _stacked(each: list[xr.Dataset], name: str) -> xr.Variable:
+    # By hand: xarray's own concat takes longer than all else together, and a slider waits for it.
+    first = each[0][name].variable
+    return xr.Variable(("table", *first.dims), np.stack([one[name].to_numpy() for one in each]), first.attrs)
 
 
-def _kernel(table: RopeTable, context: int, points: int) -> xr.Dataset:
-    kernel = rope_kernel(table, context)
-    below = np.flatnonzero(kernel.kernel.to_numpy() < 0)
-    first = below[0] if below.size else np.nan
-    return envelope(kernel, points).assign(
-        first_negative=exact((), first, "first offset at which the kernel is below zero", "tokens")
-    )
+def _each(values: list[float], long_name: str) -> xr.Variable:
+    return exact(("table",), np.array(values), long_name, "tokens")
+
+
+def _slowest(table: RopeTable) -> float:
+    turning = table.wavelength[np.isfinite(table.wavelength)]
+    return float(turning.max()) if turning.size else np.nan
+
+
+def _below(kernel: xr.Dataset) -> float:
+    found = np.flatnonzero(kernel.kernel.to_numpy() < 0)
+    return float(found[0]) if found.size else np.nan

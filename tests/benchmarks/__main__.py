@@ -12,7 +12,7 @@ import importlib
 
 from tests.benchmarks.measure import Row, SkippedError, machine_facts, table
 
-NAMES = ("run", "lens", "grid", "peer", "start", "moments", "fits", "tuned", "linearity", "memory")
+NAMES = ("run", "lens", "grid", "peer", "start", "moments", "fits", "tuned", "linearity", "memory", "explorer", "rope")
 
 
 def main() -> None:
