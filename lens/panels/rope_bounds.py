@@ -25,6 +25,7 @@ from lens.probes.rope_problems import rope_problems
 WIDTHS = (16, 32, 64, 128, 256)
 _CONTEXTS = tuple(2**k for k in range(8, 21))
 _PLACE = ("context", "layers", "width", "base")  # what a model stands for; moving one of them leaves the model
+_OWN = "a setting of my own"  # in the list of models, which would show None as nothing
 _DRAWN = {name: theory.name for name, theory in THEORIES.items() if name != "similar_beats_random_safe"}
 
 
@@ -121,7 +122,7 @@ class RopeBounds(ChartPanel):
 
     def _new_job(self, changes: Mapping[str, Any]) -> Job:
         """A model stands for its setting; another setting is no longer that model's."""
-        changed = dict(changes)
+        changed = {name: None if value == _OWN else value for name, value in changes.items()}
         model = changed.get("model", self._settings["model"])
         if changed.get("model") or ("lane" in changed and model):
             changed = {**_place_of(model, changed.get("lane", self._settings["lane"])), **changed}
@@ -187,7 +188,7 @@ class RopeBounds(ChartPanel):
     def _mirror(self, settings: Mapping[str, Any]) -> None:
         contexts = sorted({*_CONTEXTS, settings["context"]})
         self._top["context"].options = [(f"{context:,}", context) for context in contexts]
-        super()._mirror(settings)
+        super()._mirror({**settings, "model": settings["model"] or _OWN})
 
     def _lock(self) -> ModelLock | None:
         return None
@@ -244,14 +245,15 @@ def _top() -> dict[str, Any]:
     """The controls of the setting."""
     names = _practice(0.95, "float32", LANES[0]).model.to_numpy().tolist()
     style, wide, narrow = {"description_width": "auto"}, widgets.Layout(width="17em"), widgets.Layout(width="auto")
+    wider = widgets.Layout(width="21em")
     return {
-        "model": widgets.Dropdown(options=[("my own setting", None), *((name, name) for name in names)], layout=narrow),
+        "model": widgets.Dropdown(options=[_OWN, *names], layout=narrow),
         "context": widgets.SelectionSlider(options=_CONTEXTS, description="context", style=style, layout=wide),
         "base": widgets.FloatLogSlider(
             10_000.0, base=10, min=2, max=10, step=0.02, description="base", readout_format=",.0f", style=style, layout=wide
         ),
         "layers": widgets.IntSlider(32, 1, 126, description="layers", style=style, layout=wide),
-        "width": widgets.SelectionSlider(options=WIDTHS, description="rotary dimensions", style=style, layout=wide),
+        "width": widgets.SelectionSlider(options=WIDTHS, description="rotary dimensions", style=style, layout=wider),
         "epsilon": widgets.FloatSlider(
             0.95, min=0.5, max=0.999, step=0.001, description="ε", readout_format=".3f", style=style, layout=wide
         ),

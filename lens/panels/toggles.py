@@ -29,7 +29,7 @@ class Toggles(widgets.HBox):
             for label, option in self._options.items()
         }
         self._following = False
-        super().__init__(list(self._buttons.values()), value=tuple(value))
+        super().__init__(list(self._buttons.values()), value=tuple(value), layout=widgets.Layout(flex_flow="row wrap"))
         for button in self._buttons.values():
             button.observe(self._on_button, "value")
         self.observe(self._on_value, "value")

@@ -64,11 +64,11 @@ def rope_problems(bounds: xr.Dataset, practice: xr.Dataset) -> xr.Dataset:
 
 
 def counter_examples(practice: xr.Dataset, theory: str) -> str:
-    """How many models that are offered for their context do without what a theory asks for, and which."""
+    """How many models that are offered for their context do not meet a theory, and which."""
     used, met = practice.supported.to_numpy(), practice.met.to_numpy()[:, list(practice.theory.to_numpy()).index(theory)]
     against = practice.model.to_numpy()[used & ~met].tolist()
     if against:
-        return f"{len(against)} of {used.sum()} models that are offered for their context do without: {_listed(against)}."
+        return f"{len(against)} of {used.sum()} models that are offered for their context do not meet it: {_listed(against)}."
     others = f"of {(~used).sum()} settings beyond what is offered it refuses {(~used & ~met).sum()}"
     return f"All {used.sum()} models that are offered for their context meet it; {others}."
 

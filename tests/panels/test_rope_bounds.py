@@ -61,7 +61,7 @@ def test_a_slider_leaves_the_model(panel):
     base.value = 1e6
     assert panel.summary()["model"] is None
     assert (panel.summary()["base"], panel.summary()["context"]) == (1e6, 4096)
-    assert model.value is None
+    assert model.value == "a setting of my own"
     assert panel.chart.selected == {}
     assert panel.chart.spec["plots"][0]["here"]["y"] == 1e6
     moved = {
@@ -84,7 +84,7 @@ def test_a_click_and_the_list_choose_a_model(panel):
     model.value = "Qwen2.5-7B-1M"
     assert panel.summary()["context"] == 1_010_000
     assert panel.chart.selected == {"model": "Qwen2.5-7B-1M"}
-    model.value = None
+    model.value = "a setting of my own"
     assert (panel.summary()["model"], panel.summary()["context"]) == (None, 1_010_000)
 
 
