@@ -38,19 +38,23 @@ def to_lanes(x: Tensor | np.ndarray, layout: str) -> Complex128[np.ndarray, "*ax
             (GPT-J, DeepSeek). They differ by a permutation, and the wrong one gives lanes that look real.
     """
     _require_layout(layout)
-    values = np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) else x, dtype=np.float64)
+    values = _float64(x)
     if values.shape[-1] % 2:
         raise InputError(f"There are {values.shape[-1]} dimensions", "an even number, two for each lane", "the rotary ones only")
     lanes = values.shape[-1] // 2
     return values[..., :lanes] + 1j * values[..., lanes:] if layout == "half" else values[..., ::2] + 1j * values[..., 1::2]
 
 
-def from_lanes(z: np.ndarray, layout: str) -> Float64[np.ndarray, "*axes width"]:
+def from_lanes(z: Complex128[np.ndarray, "*axes lane"], layout: str) -> Float64[np.ndarray, "*axes width"]:
     """Real dimensions `[..., 2 · lane]` of complex lanes; undoes `to_lanes`."""
     _require_layout(layout)
     if layout == "half":
-        return np.concatenate([z.real, z.imag], axis=-1)
-    return np.stack([z.real, z.imag], axis=-1).reshape(*z.shape[:-1], 2 * z.shape[-1])
+        return np.concatenate([np.real(z), np.imag(z)], axis=-1)
+    return np.stack([np.real(z), np.imag(z)], axis=-1).reshape(*z.shape[:-1], 2 * z.shape[-1])
+
+
+def _float64(x: Tensor | np.ndarray) -> np.ndarray:
+    return x.detach().to("cpu", torch.float64).numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float64)
 
 
 def _require_layout(layout: str) -> None:
@@ -153,7 +157,7 @@ def turn_lanes(
     states: Tensor | np.ndarray, rotary: tuple[int, int], layout: str, theta: Lanes, factor: float, *, back: bool = False
 ) -> Float64[np.ndarray, "*axes position width"]:
     """Rotate states `[..., position, width]` to their positions 0, 1, …, or back, in float64."""
-    values = np.array(states.detach().cpu().double() if isinstance(states, Tensor) else states, dtype=np.float64)
+    values = _float64(states).copy()
     if len(theta):
         turn = factor * np.exp(1j * np.arange(values.shape[-2])[:, None] * theta)
         lanes = to_lanes(values[..., slice(*rotary)], layout)
@@ -277,12 +281,11 @@ def _window(call: AttentionCall, block: int) -> int | None:
     width = int(allowed[-1].sum())
     band = torch.equal(allowed, (offset >= 0) & (offset < width))
     if not band or (mask.dtype != torch.bool and bool(mask[allowed].any())):
-        raise UnsupportedModelError(
-            f"The attention of block {block} has a mask that is neither causal nor a window",
-            "one of them, without a bias",
-            "another block",
-        )
-    return width if width < length else call.window if call.window is not None and call.window >= length else None
+        found = f"The mask of block {block} is neither causal nor a sliding window, or adds a bias"
+        raise UnsupportedModelError(found, "one of the two", "another block, or a text shorter than its chunks")
+    if width < length:
+        return width
+    return call.window if call.window is not None and call.window >= length else None
 
 
 # -- proofs ---------------------------------------------------------------------------------------
@@ -322,7 +325,7 @@ def _prove_place(model: Model, block: int, call: AttentionCall, table: Rotary | 
     """Which layout and place turn the first position's query and key into all others', when their states are the same."""
     (heads, _, width), (kv_heads, _, value_width) = call.query.shape, call.value.shape
     values = heads * width + kv_heads * (width + value_width)
-    sides = [side.detach().cpu().double().numpy() for side in (call.query, call.key)]
+    sides = [_float64(side) for side in (call.query, call.key)]
     lanes = 0 if table is None else len(table.theta)
     theta, factor = (np.zeros(0), 1.0) if table is None else (table.theta, table.attention_factor)
     starts = [start for start in dict.fromkeys((0, width - 2 * lanes)) if start >= 0]
@@ -351,9 +354,9 @@ def _explains(sides: Sequence[np.ndarray], dtype: torch.dtype, place: _Place, th
 def _prove_attention(model: Model, call: AttentionCall, states: HeadStates) -> None:
     """Recomputed patterns times values are what the kernel gave, to the rounding of its dtype."""
     eps = torch.finfo(call.query.dtype).eps
-    output = call.output.detach().cpu().double().numpy()
+    output = _float64(call.output)
     for head in range(len(states.query)):
-        value = states.value[states.kv_head_of(head)].double().numpy()
+        value = _float64(states.value[states.kv_head_of(head)])
         logits = np.abs(states.logits(head)).max()
         off = np.abs(states.pattern(head) @ value - output[head]).max()
         if not off <= (16 + 8 * logits) * eps * np.abs(value).max():
