@@ -1,0 +1,227 @@
+"""What has been said of lanes, measured on a model: every head on several documents, and the claims beside the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import xarray as xr
+
+from lens.base.errors import InputError
+from lens.corpora import Document
+from lens.models.heads import HeadStates, head_states
+from lens.models.model import Model
+from lens.probes.band_entropy import lane_entropy
+from lens.probes.dataset import exact, variable
+from lens.probes.lanes import head_lanes, lane_usage
+from lens.probes.positional_kernel import (
+    all_logits,
+    diagonal_score,
+    explained_variance,
+    mean_field_kernel,
+    order_of_keys,
+    previous_token_score,
+    rebased,
+)
+from lens.probes.verdict import document_interval, verdict
+
+BARBERO = "Barbero et al., arXiv 2410.06205"
+SOURCE = f"{BARBERO}, section 4 (Gemma-7B); Du et al., arXiv 2605.15514; arXiv 2511.09146"
+FACTORS = (0.01, 1.0, 100.0)  # of the trained base, at which the order of keys is asked for
+
+
+def lane_claims(
+    model: Model,
+    documents: Sequence[Document],
+    *,
+    tokens: int = 256,
+    draws: int = 1_000,
+    seed: int = 0,
+    check: Callable[[], None] | None = None,
+) -> xr.Dataset:
+    """Lane usage, positional patterns, kernels, order of keys and entropies of every head, on the start of each document.
+
+    Args:
+        model: with rotary position embeddings.
+        documents: those with fewer tokens are left out.
+        tokens: of each document; its first token is left out of all means.
+        draws: of contents, for each head and base.
+        seed: of the draws.
+        check: called before every block of every document; raising from it stops the work.
+
+    Returns:
+        Dataset over `document`, `block`, `head` and `lane` (coordinates `wavelength`, `band`):
+
+        - `query_amplitude`, `key_amplitude`, `first_key_amplitude`, `joint_share` `[document, block, head, lane]`, and
+          `fast_share`, `slow_share` `[document, block, head]`, as `lane_usage` has them;
+        - `previous_token`, `diagonal` `[document, block, head]`: mean attention to the token before, and to the token itself;
+        - `kernel_share`, `offset_share`, `residual_fraction` `[document, block, head]`, as in `positional_kernel`;
+        - `far_beats_near[document, base, block, head]` and `flipped[document, base, block, head]` (at half of the context), as in
+          `key_order`, with the base of this block alone changed; `base` is a multiple of the trained one (see `rebased`);
+        - `entropy[document, block, head, lane]` of the rotated keys that the head reads, in nats.
+
+    Memory: the states of one document, `blocks · tokens · (heads + 2 · kv_heads) · width` float32. Cost: about 5 s a document
+    of 128 tokens for SmolLM2-135M on one core.
+
+    Raises:
+        InputError: fewer than two documents that are long enough. UnsupportedModelError: a model that rotates nothing.
+    """
+    context = model.context or tokens
+    chosen = [ids for ids in (model.encode_bare(document.text)[:tokens] for document in documents) if len(ids) == tokens]
+    if len(chosen) < 2:
+        raise InputError(f"{len(chosen)} documents of {tokens} tokens", "at least 2", "tokens=128, or more documents")
+    rows = []
+    for number, ids in enumerate(chosen):
+        states = head_states(model, ids, check=check)
+        generators = np.random.default_rng((seed, number)).spawn(len(states))
+        rows.append(_document(states, context, draws, generators, check))
+    found = xr.concat(rows, "document", combine_attrs="override")
+    facts = {"source": SOURCE, "probe": "lane_claims", "tokens": tokens, "draws": draws, "seed": seed, "context": context}
+    return found.assign_attrs(**facts, **model.provenance())
+
+
+def _document(
+    states: Sequence[HeadStates],
+    context: int,
+    draws: int,
+    generators: Sequence[np.random.Generator],
+    check: Callable[[], None] | None,
+) -> xr.Dataset:
+    usage = lane_usage(states, context=context)
+    usage = usage[["query_amplitude", "key_amplitude", "first_key_amplitude", "joint_share", "fast_share", "slow_share"]]
+    blocks = []
+    for block, generator in zip(states, generators, strict=True):
+        if check is not None:
+            check()
+        heads = [_head(block, head, context, draws, generator) for head in range(len(block.query))]
+        blocks.append({name: np.stack([one[name] for one in heads], axis=-1) for name in heads[0]})
+    columns = {name: np.stack([one[name] for one in blocks], axis=-2) for name in blocks[0]}
+    entropy = np.stack([lane_entropy(block.key_lanes()[:, 1:], block.theta)[usage.kv_head.to_numpy()] for block in states])
+    found = {
+        name: variable(("base", "block", "head") if name in _BY_BASE else ("block", "head"), columns[name], label)
+        for name, label in _LABELS.items()
+    }
+    found["entropy"] = variable(("block", "head", "lane"), entropy, "entropy of the lane's rotated keys", "nats")
+    base = exact(("base",), np.array(FACTORS), "base of this block, as a multiple of the trained one")
+    return usage.assign(found).assign_coords({"base": base})
+
+
+_LABELS = {
+    "previous_token": "mean attention to the token before",
+    "diagonal": "mean attention to the token itself",
+    "kernel_share": "variance of the logits that the mean-field kernel explains",
+    "offset_share": "variance of the logits that the best function of distance explains",
+    "residual_fraction": "1 − Var(kernel)/Var(logit)",
+    "far_beats_near": "probability that a far key beats a near one",
+    "flipped": "probability that half the context turns the order of two keys over",
+}
+_BY_BASE = ("far_beats_near", "flipped")
+
+
+def _head(states: HeadStates, head: int, context: int, draws: int, generator: np.random.Generator) -> dict[str, Any]:
+    """One head's numbers, by the names of `_LABELS`."""
+    lanes = head_lanes(states, head).after(1)
+    pattern = np.asarray(states.pattern(head))
+    share = explained_variance(all_logits(lanes), mean_field_kernel(lanes), lanes.window)
+    orders = []
+    for factor in FACTORS:
+        turned = lanes.turned(rebased(states.theta, factor))
+        orders.append(order_of_keys(turned, context, [context // 2], draws, generator))
+    return {
+        "previous_token": previous_token_score(pattern),
+        "diagonal": diagonal_score(pattern),
+        "kernel_share": share.kernel,
+        "offset_share": share.offset,
+        "residual_fraction": 1 - share.kernel_variance,
+        "far_beats_near": np.array([order.mean for order in orders]),
+        "flipped": np.array([order.flipped[0] for order in orders]),
+    }
+
+
+# -- verdicts -----------------------------------------------------------------------------------------------------------
+
+
+def lane_verdicts(claims: xr.Dataset) -> list[dict[str, Any]]:
+    """The claims beside what was measured, one row for each, with intervals over documents, one model's heads as they are.
+
+    Args:
+        claims: from `lane_claims`.
+
+    Returns:
+        Rows of `claim`, `source`, `measured` (what the number is), `threshold` (from which the claim holds; ours, for the papers
+        give none), `value` (mean over documents), `low`, `high` (95 %) and `verdict` (`holds`, `fails` or `open`).
+    """
+    documents = [claims.isel(document=number) for number in range(claims.sizes["document"])]
+    rows = []
+    for claim, source, measured, threshold, statistic in _CLAIMS:
+        found = [statistic(document) for document in documents]
+        low, high = document_interval(found, np.mean)
+        rows.append({
+            "claim": claim, "source": source, "measured": measured, "threshold": threshold,
+            "value": round(float(np.mean(found)), 3), "low": round(low, 3), "high": round(high, 3),
+            "verdict": verdict((low, high), at_least=threshold),
+        })  # fmt: skip
+    return rows
+
+
+def slow_to_other(claims: xr.Dataset, side: str) -> float:
+    """Mean amplitude of slow lanes over that of all others, `query` or `key`, over all blocks and heads."""
+    amplitude = claims[f"{side}_amplitude"].mean("head")
+    slow = claims.band == "slow"
+    return float(amplitude.where(slow).mean() / amplitude.where(~slow).mean())
+
+
+def head_correlation(claims: xr.Dataset, one: str, other: str) -> float:
+    """Spearman's rank correlation of two numbers over all heads of all blocks."""
+    found: Any = scipy.stats.spearmanr(claims[one].to_numpy().ravel(), claims[other].to_numpy().ravel())
+    return float(found.statistic)
+
+
+def fast_among_positional(claims: xr.Dataset, heads: int = 10) -> float:
+    """Share of the heads with the highest previous-token score that are among the tenth with the largest fast share."""
+    score, share = claims.previous_token.to_numpy().ravel(), claims.fast_share.to_numpy().ravel()
+    return float((share[np.argsort(-score)[:heads]] >= np.quantile(share, 0.9)).mean())
+
+
+def fast_in_fifth(claims: xr.Dataset, fifth: int, heads: int = 10) -> float:
+    """Share of the heads with the largest fast share that sit in one fifth of the blocks, 0 the first; 0.2 by chance."""
+    blocks = np.argsort(-claims.fast_share.to_numpy().ravel())[:heads] // claims.sizes["head"]
+    return float((blocks * 5 // claims.sizes["block"] == fifth).mean())
+
+
+def _from_base_to_base(claims: xr.Dataset, name: str, one: int, other: int) -> float:
+    """Mean over heads at one base less that at another, both by their places in `FACTORS`."""
+    means = claims[name].mean(("block", "head"))
+    return float(means.isel(base=other) - means.isel(base=one))
+
+
+def _entropy_gap(claims: xr.Dataset) -> float:
+    mean = claims.entropy.mean("head")
+    return float(mean.where(claims.band == "fast").mean() - mean.where(claims.band == "slow").mean())
+
+
+_CLAIMS: tuple[tuple[str, str, str, float, Callable[[xr.Dataset], float]], ...] = (
+    ("Slow lanes carry the largest norms on average: queries", f"{BARBERO}, Gemma-7B", "slow lanes over all others", 1.0,
+     lambda claims: slow_to_other(claims, "query")),
+    ("Slow lanes carry the largest norms on average: keys", f"{BARBERO}, Gemma-7B", "slow lanes over all others", 1.0,
+     lambda claims: slow_to_other(claims, "key")),
+    ("Heads that load the fast lanes attend to the token before", f"{BARBERO}, Gemma-7B", "rank correlation over heads", 0.5,
+     lambda claims: head_correlation(claims, "fast_share", "previous_token")),
+    ("Heads that load the fast lanes attend to the token itself", f"{BARBERO}, Gemma-7B", "rank correlation over heads", 0.5,
+     lambda claims: head_correlation(claims, "fast_share", "diagonal")),
+    ("Previous-token heads are fast-lane heads", f"{BARBERO}, Gemma-7B", "share of the ten strongest in the fastest tenth", 0.5,
+     fast_among_positional),
+    ("Fast-lane heads sit in the first layers", f"{BARBERO}, Gemma-7B",
+     "share of the ten fastest in the first fifth; 0.2 by chance", 0.2, lambda claims: fast_in_fifth(claims, 0)),
+    ("Fast-lane heads sit in the last layers", f"{BARBERO}, Gemma-7B",
+     "share of the ten fastest in the last fifth; 0.2 by chance", 0.2, lambda claims: fast_in_fifth(claims, 4)),
+    ("A larger base turns the order of keys over less", "Du et al., arXiv 2605.15514",
+     "fall of the probability, base × 0.01 to × 100", 0.0, lambda claims: -_from_base_to_base(claims, "flipped", 0, 2)),
+    ("A larger base lets a far key beat a near one more often", "Du et al., arXiv 2605.15514",
+     "rise of the probability, base × 1 to × 100", 0.0, lambda claims: _from_base_to_base(claims, "far_beats_near", 1, 2)),
+    ("A smaller base lets a far key beat a near one less often", "Du et al., arXiv 2605.15514",
+     "fall of the probability, base × 1 to × 0.01", 0.0, lambda claims: _from_base_to_base(claims, "far_beats_near", 0, 1)),
+    ("Slow lanes are the coherent ones", "arXiv 2511.09146", "entropy of fast less that of slow lanes (nats)", 0.0, _entropy_gap),
+)  # fmt: skip
