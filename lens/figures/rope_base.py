@@ -19,27 +19,38 @@ _SETTING = {"turned": "whole model turned", "alone": "this layer alone turned"}
 _LONGEST_LABEL = 9
 
 
-def rope_base_chart(
-    trained: xr.Dataset, turned: xr.Dataset, visited: Mapping[float, float], trained_base: float, head: xr.Dataset, beside: str
-) -> dict[str, Any]:
-    """Loss of each token, mean loss over the bases tried so far, and one head's attention.
+def loss_chart(trained: xr.Dataset, turned: xr.Dataset, visited: Mapping[float, float], trained_base: float) -> dict[str, Any]:
+    """Loss of each token, and mean loss over the bases tried so far.
 
     Args:
-        trained: from `lens.logit_lens`, of the model as it is.
+        trained: from `lens.logit_lens`, of the model as it is; two tokens at least.
         turned: the same of the same text with the base turned.
         visited: base to mean loss of the text, nats per token, of every base tried, one at least.
         trained_base: the base that the model was trained with.
+    """
+    return chart([_losses(trained, turned), _bases(visited, trained_base, float(token_loss(trained).mean()))])
+
+
+def head_chart(head: xr.Dataset, beside: str) -> dict[str, Any]:
+    """Attention of one head in the trained model, and beside it what the turn makes of it.
+
+    Args:
         head: from `lens.probes.rope_turn.turned_head`.
-        beside: `turned`, `alone` or `difference`: what stands beside the trained head.
+        beside: `turned` (the whole model), `alone` (this layer alone) or `difference` (turned less trained).
 
     Raises:
-        InputError: another word for what stands beside, or a text of one token, which has no loss.
+        InputError: another word for what stands beside.
     """
     if beside not in BESIDE:
         raise InputError(f"What stands beside the head is {beside!r}", f"one of {', '.join(BESIDE)}", "beside='turned'")
-    return chart(
-        [_losses(trained, turned), _bases(visited, trained_base, float(token_loss(trained).mean())), *_heads(head, beside)]
-    )
+    place = f"block {head.attrs['block']}, head {head.attrs['head']}"
+    trained = head.attention.sel(setting="trained")
+    if beside == "difference":
+        change = head.attention.sel(setting=_SETTING["turned"]) - trained
+        other = _map(head, change, f"{place}, turned less trained", signed=True)
+    else:
+        other = _map(head, head.attention.sel(setting=_SETTING[beside]), f"{place}, {_SETTING[beside]}")
+    return chart([_map(head, trained, f"{place}, trained"), other])
 
 
 def token_loss(lens: xr.Dataset) -> np.ndarray:
@@ -77,17 +88,6 @@ def _bases(visited: Mapping[float, float], trained_base: float, as_trained: floa
         title="by base",
         rules=[rule(trained_base, "trained base", on="x")],
     )
-
-
-def _heads(head: xr.Dataset, beside: str) -> list[dict[str, Any]]:
-    place = f"block {head.attrs['block']}, head {head.attrs['head']}"
-    trained = head.attention.sel(setting="trained")
-    if beside == "difference":
-        change = head.attention.sel(setting=_SETTING["turned"]) - trained
-        other = _map(head, change, f"{place}, turned less trained", signed=True)
-    else:
-        other = _map(head, head.attention.sel(setting=_SETTING[beside]), f"{place}, {_SETTING[beside]}")
-    return [_map(head, trained, f"{place}, trained"), other]
 
 
 def _map(head: xr.Dataset, pattern: xr.DataArray, title: str, *, signed: bool = False) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from lens.base.errors import InputError
-from lens.figures.rope_base import rope_base_chart, token_loss
+from lens.figures.rope_base import head_chart, loss_chart, token_loss
 from lens.figures.static_chart import static_figure
 
 TOKENS = ["Mary", " had", " <b>"]
@@ -31,9 +31,8 @@ def head() -> xr.Dataset:
     )
 
 
-def plots(beside="turned", visited=None) -> list[dict]:
-    tried = {100.0: 5.0, 1e6: 2.0} if visited is None else visited
-    return rope_base_chart(readings([1, 3]), readings([2, 13]), tried, 1e5, head(), beside)["plots"]
+def plots(visited=None) -> list[dict]:
+    return loss_chart(readings([1, 3]), readings([2, 13]), visited or {100.0: 5.0, 1e6: 2.0}, 1e5)["plots"]
 
 
 def values(plot) -> dict[str, list]:
@@ -74,7 +73,7 @@ def test_bases_beyond_the_axis_widen_it():
     ],
 )
 def test_the_trained_head_has_another_beside_it(beside, expected, title):
-    trained, other = plots(beside)[2:]
+    trained, other = head_chart(head(), beside)["plots"]
     assert trained["values"] == [[1, None, None], [0.5, 0.5, None], [0.25, 0.25, 0.5]]
     assert trained["title"] == "block 17, head 5, trained"
     assert other["values"] == expected
@@ -85,10 +84,10 @@ def test_the_trained_head_has_another_beside_it(beside, expected, title):
 
 def test_another_word_is_refused():
     with pytest.raises(InputError, match="mirror"):
-        plots("mirror")
+        head_chart(head(), "mirror")
 
 
-def test_the_chart_is_json_and_can_be_drawn():
-    spec = {"plots": plots("difference")}
-    assert json.loads(json.dumps(spec)) == spec
-    assert len(static_figure(spec).get_axes()) >= 4
+def test_charts_are_json_and_can_be_drawn():
+    for spec in ({"plots": plots()}, head_chart(head(), "difference")):
+        assert json.loads(json.dumps(spec)) == spec
+        assert len(static_figure(spec).get_axes()) >= 2
