@@ -133,6 +133,18 @@ def practice_table(practice: xr.Dataset, theories: Sequence[str] = _TABLED) -> s
     return text_table(["model", "base", "kind", "context", *titles, "slow lanes", "kernel below 0 from"], rows)
 
 
+def theory_table(practice: xr.Dataset) -> str:
+    """How every theory fares with the released models, as plain text.
+
+    Args:
+        practice: from `rope_practice`.
+    """
+    used = int(practice.supported.sum())
+    columns = (practice.hypothesis, practice.used_though_not_met, practice.met_though_unused)
+    header = ("hypothesis", f"not met by, of {used} in use", f"met by, of {practice.sizes['model'] - used} beyond their context")
+    return text_table(header, list(zip(*(column.to_numpy() for column in columns), strict=True)))
+
+
 def in_words(base: float) -> str:
     """A base with at most three digits beyond a million: `12,898`, `2.32 million`."""
     if base < 999_999.5:

@@ -26,6 +26,11 @@ from lens.probes.rope import KERNEL, Lanes, first_negative, kernel_values
 STEPS_PER_DECADE = 600
 LOOKED_ABOVE = 100.0  # times the infimum: how far up failures are looked for
 
+PUBLISHED = {
+    1: 4.3e3, 2: 1.6e4, 4: 2.7e4, 8: 8.4e4, 16: 3.1e5, 32: 6.4e5, 64: 2.1e6, 128: 7.8e6, 256: 3.6e7, 512: 6.4e7, 1000: 5.1e8,
+}  # fmt: skip
+"""Lower bounds of the base as Men et al. give them, of 128 rotary dimensions, by thousands of tokens (1M as 1000)."""
+
 _RECORD = "rope-minimum-bases.json"
 _BATCH = 64  # bases tried at one offset together
 _NEAR = 512  # offsets looked at first, around the last one that failed
@@ -70,6 +75,35 @@ def minimum_bases(contexts: Sequence[int], widths: Sequence[int]) -> xr.Dataset:
             "width": variable(("width",), np.array(widths), "rotary dimensions of a head"),
         },
         attrs={"source": KERNEL, "probe": "minimum_bases", "steps_per_decade": STEPS_PER_DECADE, **library_versions()},
+    )
+
+
+def published_minimum_bases() -> xr.Dataset:
+    """The published lower bounds of the base beside the computed ones, for 128 rotary dimensions.
+
+    Returns:
+        Dataset over `published_context` (thousands of tokens): `published` base; `first_negative` with it, over
+        `thousand` (a k of 1000 or of 1024 tokens), NaN where it keeps the kernel positive as it should; `infimum` and `safe`
+        at a k of 1024, and `ratio`, the infimum as a share of the published base.
+    """
+    thousands, bases = np.array(list(PUBLISHED)), np.array(list(PUBLISHED.values()))
+    contexts = 1024 * np.where(thousands == 1000, 1024, thousands)
+    computed = minimum_bases(contexts.tolist(), [128]).isel(width=0).drop_vars(("context", "width"))
+    ours = computed.rename_dims(context="published_context")
+    exponents = -2 * np.arange(64) / 128
+    found = [
+        [first_negative(base**exponents, int(context)) for context in (1000 * thousand, exactly)]
+        for base, thousand, exactly in zip(bases, thousands, contexts, strict=True)
+    ]
+    negative = np.array([[np.nan if first is None else first for first in row] for row in found])
+    ratio = ours.infimum.to_numpy() / bases
+    return ours.assign(
+        published=exact(("published_context",), bases, "published lower bound of the base"),
+        first_negative=exact(("published_context", "thousand"), negative, "first offset below zero with it", "tokens"),
+        ratio=exact(("published_context",), ratio, "computed infimum as a share of the published bound"),
+    ).assign_coords(
+        published_context=variable(("published_context",), thousands, "context", "thousand tokens"),
+        thousand=variable(("thousand",), np.array([1000, 1024]), "tokens in a k"),
     )
 
 

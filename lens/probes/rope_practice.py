@@ -55,6 +55,8 @@ def rope_practice(epsilon: float = 0.95, dtype: str = "float32", lane: str = "st
         - `required[model, theory]` and `met[model, theory]`. Two are held against the lanes themselves, not the base:
           `similar_beats_random` holds where the kernel stays above zero, `slow_lane_share` where a quarter of the lanes
           completes no turn;
+        - `used_though_not_met[theory]`: models that are offered for their context and do not meet it;
+          `met_though_unused[theory]`: settings beyond what is offered that it allows;
         - `slowest_phase`, `slowest_cosine`, `lanes`, `slow_lanes`, `slow_share`, `constant_lanes`, `first_negative`: see
           `lanes_in_context`.
 
@@ -70,6 +72,7 @@ def rope_practice(epsilon: float = 0.95, dtype: str = "float32", lane: str = "st
     required = np.array([[float(found[name]) for name in THEORIES] for found in bounds])
     effective = [model.effective_base(lane) for model in models]
     met = np.array([_met(*row) for row in zip(effective, required, lanes, strict=True)])
+    used = np.array([model.settings["supported"] for model in models])[:, None]
     facts = {"source": SOURCE, "probe": "rope_practice", **chosen}
     return xr.Dataset(
         {
@@ -77,6 +80,8 @@ def rope_practice(epsilon: float = 0.95, dtype: str = "float32", lane: str = "st
             "effective_base": exact(("model",), np.array(effective), "base that the theories are held against"),
             "required": exact(("model", "theory"), required, "required base"),
             "met": variable(("model", "theory"), met, "whether the model has it"),
+            "used_though_not_met": variable(("theory",), (used & ~met).sum(axis=0), "models in use that do not meet it"),
+            "met_though_unused": variable(("theory",), (~used & met).sum(axis=0), "settings not offered that it allows"),
             **{
                 name: xr.Variable(("model",), np.array([found[name].values.item() for found in lanes]), lanes[0][name].attrs)
                 for name in lanes[0]
@@ -85,6 +90,7 @@ def rope_practice(epsilon: float = 0.95, dtype: str = "float32", lane: str = "st
         coords={
             "model": texts(("model",), [model.settings["model"] for model in models], "model and the context it is looked at"),
             "theory": texts(("theory",), list(THEORIES), "theory"),
+            "hypothesis": texts(("theory",), [theory.name for theory in THEORIES.values()], "the theory's name in words"),
         },
         attrs={**facts, **library_versions()},
     )

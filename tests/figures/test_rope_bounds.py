@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lens.figures.rope_bounds import bounds_chart, hypotheses, hypotheses_html, in_words, practice_table
+from lens.figures.rope_bounds import bounds_chart, hypotheses, hypotheses_html, in_words, practice_table, theory_table
 from tests.base.hostile import HOSTILE
 
 CONTEXTS = np.array([1024, 4096, 65_536])
@@ -111,6 +111,15 @@ def test_the_models_as_a_table_for_print():
     assert lines[1].split() == ["one", "10,000", "default", "4,096", "73,728", "*", "8.39", "million", "1/8", "91"]
     assert lines[3].split() == ["three", "1", "million", "linear", "65,536", "73,728", "8.39", "million", "*", "3/8", "12,345"]
     assert lines[2].endswith("2/8         none")
+
+
+def test_how_theories_fare_as_a_table_for_print():
+    practice = PRACTICE.assign(
+        used_though_not_met=("theory", [2, 0]), met_though_unused=("theory", [1, 0]), hypothesis=("theory", ["depth", "wall"])
+    )
+    lines = [line.split() for line in theory_table(practice).splitlines()]
+    assert lines[0][:6] == ["hypothesis", "not", "met", "by,", "of", "2"]
+    assert lines[1:] == [["depth", "2", "1"], ["wall", "0", "0"]]
 
 
 @pytest.mark.parametrize("text", HOSTILE)

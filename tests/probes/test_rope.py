@@ -122,6 +122,17 @@ def test_published_bases_that_fail_within_their_own_context(base, context, expec
     assert first_negative(theta(base, 128), context) == expected
 
 
+def test_twice_the_kernel_is_how_far_a_similar_key_outscores_a_random_one():
+    """By simulation, for components of unit variance: E[q·R(q + noise)] − E[q·Rk] is the trace of the rotation R."""
+    lanes, generator, draws = theta(1e4, 128), np.random.default_rng(0), 20_000
+    query, random, noise = generator.normal(size=(3, draws, 64, 2)).view(np.complex128)[..., 0]
+    turned = np.conj(np.exp(100j * lanes))
+    gaps = (np.conj(query) * turned * (query + 0.5 * noise - random)).sum(axis=1).real
+    expected = 2 * float(kernel_values(lanes, 1, start=100)[0])
+    assert expected == pytest.approx(61.0869, abs=5e-5)
+    assert gaps.mean() == pytest.approx(expected, abs=4 * gaps.std() / np.sqrt(draws))
+
+
 @pytest.mark.parametrize("context", [0, -1, 1 << 23])
 def test_a_context_out_of_bounds_is_refused(context):
     for probe in (lambda: rope_frequencies(context=context) if context < 1 else rope_kernel(theta(1e4, 16), context),
