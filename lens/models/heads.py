@@ -26,7 +26,7 @@ from lens.models.rotary import Rotary, rotary_of_blocks
 from lens.models.run import require_memory
 
 Layout = Literal["half", "interleaved"]
-_PROBES = 4  # positions that the same states are put at
+_PROBES = 32  # positions that the same states are put at, so that slow tables turn visibly, too
 
 
 def to_lanes(x: Tensor | np.ndarray, layout: str) -> Complex128[np.ndarray, "*axes lane"]:
@@ -122,10 +122,8 @@ class HeadStates:
             theta: another frequency table; exact for this block with its inputs as they are.
             attention_factor: another one, or None for the model's.
         """
-        turned = [
-            turn_lanes(side, self.rotary, self.layout, *self._table(theta, attention_factor))
-            for side in (self.query[head], self.key[self.kv_head_of(head)])
-        ]
+        key, table = self.key[self.kv_head_of(head)], self._table(theta, attention_factor)
+        turned = [turn_lanes(side, self.rotary, self.layout, *table) for side in (self.query[head], key)]
         logits = turned[0] @ turned[1].T * self.scaling
         return logits if self.softcap is None else self.softcap * np.tanh(logits / self.softcap)
 
@@ -312,7 +310,7 @@ def _places(model: Model) -> dict[int, _Place]:
         return known[2]
     blocks = range(model.n_layers)
     tables = rotary_of_blocks(model)
-    alike = _calls(model, [1 % weight.shape[0]] * _PROBES, blocks, same_states=True)
+    alike = _calls(model, [1 % weight.shape[0]] * min(_PROBES, model.context or _PROBES), blocks, same_states=True)
     places = {block: _prove_place(model, block, alike[block], tables[block]) for block in blocks}
     different = _calls(model, [(7 * i + 1) % weight.shape[0] for i in range(8)], blocks)
     for block in blocks:
@@ -343,10 +341,10 @@ def _prove_place(model: Model, block: int, call: AttentionCall, table: Rotary | 
 
 
 def _explains(sides: Sequence[np.ndarray], dtype: torch.dtype, place: _Place, theta: Lanes, factor: float) -> bool:
+    bound = max(64 * torch.finfo(torch.float32).eps, 8 * torch.finfo(dtype).eps)
     for side in sides:
         still = turn_lanes(side, place.rotary, place.layout, theta, factor, back=True)
-        largest = np.abs(side).max()
-        if np.abs(still - still[:, :1]).max() > 64 * torch.finfo(dtype).eps * largest:
+        if np.abs(still - still[:, :1]).max() > bound * np.abs(side).max():
             return False
     return True
 
