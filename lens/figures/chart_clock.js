@@ -117,7 +117,7 @@ class Clock extends Things {
   showReadout(spot) {
     const hand = spot === null ? null : this.things[spot];
     const { here } = this.data;
-    say(this.at, hand ? tame(hand.label) : "–");
+    say(this.at, hand ? tame(hand.label) : `${tame(this.data.name)} –`);
     const sum = { stroke: { d: "M-13 0H13", class: "lens-chart-sum" } };
     const mean = here ? [{ sample: sum, name: tame(here.label), value: tame(here.note) }] : [];
     const said = hand ? [{ name: "angle", value: this.degrees(hand) }, ...(hand.note ? [{ name: tame(hand.note) }] : [])] : [];

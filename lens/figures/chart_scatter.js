@@ -270,7 +270,7 @@ class Scatter extends Things {
     const { data } = this;
     const thing = spot === null ? data.here : this.things[spot];
     const others = spot === null ? [] : this.together(spot).filter((n) => n !== spot);
-    say(this.at, thing ? tame(thing.label) : "–");
+    say(this.at, thing ? tame(thing.label) : `${tame(data.name)} –`);
     const axis = (side, key) => ({ name: tame(side.title), value: thing ? withUnit(number(thing[key]), side) : "–" });
     const curves = data.curves.map((line, n) => ({
       sample: { stroke: { d: "M-13 0H13", class: `lens-chart-curve ${dashClass(n)}`, stroke: this.view.seen(line.colour) } },

@@ -54,7 +54,10 @@ def _wavelengths(compared: xr.Dataset) -> dict[str, Any]:
     ]
     longest = wavelength[np.isfinite(wavelength)].max(initial=1.0)
     bound = axis("tokens for one turn", scale="log", range=(1.0, next((end for end in LONGEST if longest <= end), 1e20)))
-    return lines("lane", compared.lane, drawn, x_axis="lane", y_axis=bound, rules=[*_lengths(compared), *_treated(compared)])
+    slowest = float(compared.slowest_wavelength[-1])
+    title = f"slowest turn: {tokens(slowest)} tokens" if np.isfinite(slowest) else "no lane turns"
+    rules = [*_lengths(compared), *_treated(compared)]
+    return lines("lane", compared.lane, drawn, x_axis="lane", y_axis=bound, rules=rules, title=title)
 
 
 def _lengths(compared: xr.Dataset) -> list[dict[str, Any]]:
@@ -77,15 +80,19 @@ def _treated(compared: xr.Dataset) -> list[dict[str, Any]]:
 
 def _kernel(compared: xr.Dataset) -> dict[str, Any]:
     width, context = compared.sizes["lane"], compared.attrs["context"]
-    single = compared["last"].to_numpy() == compared.offset.to_numpy()  # runs of one offset: their ends are its value
+    last = compared["last"].to_numpy()
+    single, run = last == compared.offset.to_numpy(), int(last[0]) + 1  # the ends of a run of one offset are its value
     drawn, found = [], []
     parts = (compared[name].to_numpy() for name in ("table", "low", "high", "first_negative"))
     for name, low, high, first, colour in zip(*parts, COLOURS, strict=False):
         drawn.append(series(name, np.where(single, low, np.nan), low=low, high=high, colour=colour))
         if np.isfinite(first):
             found.append(rule(first, "below zero at" if compared.sizes["table"] == 1 else f"{name} below zero at", on="x"))
+    first = float(compared.first_negative[-1])
+    title = f"below zero from offset {first:,.0f}" if np.isfinite(first) else "above zero within the context"
+    named = f"offset, in runs of {run:,}" if run > 1 else "offset"
     return lines(
-        "offset", compared.offset, drawn, x_axis=axis("offset", "tokens", range=(0, context)),
+        "offset", compared.offset, drawn, x_axis=axis(named, "tokens", range=(0, context)), title=title,
         y_axis=axis("sum of the lanes' cosines", range=(-width / 2, width)), rules=found, marks=False,
     )  # fmt: skip
 

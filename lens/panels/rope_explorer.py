@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from lens.panels.panel import Job
 from lens.probes.rope_compare import compare_rope, phases
 from lens.probes.rope_practice import rope_practice, table_of_model
 
+_OWN = "own settings"
 _WIDTHS = (16, 32, 64, 80, 96, 128, 192, 256)
 _SLIDING = ("factor", ORIGINAL_LENGTH, "partial_rotary_factor")  # parameters that have a control of their own
 _WORDS = {"default": "Unscaled", "linear": "Linear interpolation", "ntk": "NTK", "dynamic": "Dynamic NTK", "yarn": "YaRN",
@@ -79,7 +80,7 @@ class RopeExplorer(ChartPanel):
         }  # fmt: skip
         settings |= {"model": None} if model is None else settings_of(model)
         view = {"position": position, "lane": lane}
-        super().__init__(settings, view, _top(settings), {"position": _slider("position", 2.0, (0, 20), 0.02, position)})
+        super().__init__(settings, view, _top(settings), {"position": _slider("position", _POSITIONS, position)})
         self._show_only_parameters_of(kind)
         self._open(view)
 
@@ -175,11 +176,11 @@ class RopeExplorer(ChartPanel):
             if self._is_muted:
                 return
             if name == "model":
-                self.post(**({"model": None} if change["new"] is None else settings_of(change["new"])))
+                self.post(**({"model": None} if change["new"] == _OWN else settings_of(change["new"])))
             elif name == "kind":
                 self.post(kind=change["new"], parameters=_usual(change["new"]))
             else:
-                self.post(**{name: round(change["new"]) if name in _WHOLE else change["new"]})
+                self.post(**{name: change["new"]})
 
         return changed
 
@@ -187,20 +188,18 @@ class RopeExplorer(ChartPanel):
         widths = sorted({*_WIDTHS, settings["width"]})
         if widths != list(self._top["width"].options):
             self._top["width"].options = widths
-        super()._mirror({**settings, "model": next(iter(_models_with(settings)), None)})
+        for name, control in self._top.items():
+            if isinstance(control, widgets.SelectionSlider):
+                _offer(control, settings[name])
+        super()._mirror({**settings, "model": _shown_model(settings)})
         self._show_only_parameters_of(settings["kind"])
 
     def _show_view(self, view: Mapping[str, Any]) -> None:
-        slider = self._controls["position"]
-        if round(slider.value) != view["position"]:
-            slider.value = max(1, view["position"])
+        _offer(self._controls["position"], view["position"])
 
     def _show_only_parameters_of(self, kind: str) -> None:
         for name in _SLIDING:
             self._top[name].layout.display = "" if name in _names(kind) else "none"
-
-
-_WHOLE = ("context", ORIGINAL_LENGTH)
 
 
 def settings_of(model: str) -> dict[str, Any]:
@@ -233,6 +232,10 @@ def _models_with(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda name: name != settings["model"]))
 
 
+def _shown_model(settings: Mapping[str, Any]) -> str:
+    return next(iter(_models_with(settings)), _OWN)
+
+
 def _names(kind: str) -> tuple[str, ...]:
     """Parameters of a kind that the panel gives; a scaled proportional table is left to cells."""
     if kind not in FORMULAS:
@@ -257,35 +260,58 @@ def _pointing(result: _Result, view: Mapping[str, Any]) -> xr.Dataset:
     return phases(result.compared.theta.isel(table=-1).to_numpy(), view["position"])
 
 
+def _steps(base: float, low: int, high: int, per: int) -> list[float]:
+    """Powers of a base from `low` to `high`, `per` of them from one whole power to the next."""
+    return [float(base ** (n / per)) for n in range(per * low, per * high + 1)]
+
+
+def _whole(values: Sequence[float]) -> list[int]:
+    return sorted({round(value) for value in values})
+
+
+_POSITIONS = [0, *_whole(_steps(2.0, 0, 20, 20))]
+_LENGTHS = _whole(_steps(2.0, 8, 20, 4))
+
+
 def _top(settings: Mapping[str, Any]) -> dict[str, Any]:
     narrow = widgets.Layout(width="auto")
-    models = [("own settings", None), *((name, name) for name in _released())]
-    first = next(iter(_models_with(settings)), None)
+    models = [(_OWN, _OWN), *((name, name) for name in _released())]
     return {
-        "model": widgets.Dropdown(options=models, value=first, layout=narrow, tooltip="settings of a released model"),
+        "model": widgets.Dropdown(options=models, value=_shown_model(settings), layout=narrow, tooltip="a model's settings"),
         "kind": widgets.Dropdown(options=KINDS, value=settings["kind"], layout=narrow, tooltip="kind of frequency table"),
         "width": widgets.Dropdown(
             options=sorted({*_WIDTHS, settings["width"]}), value=settings["width"], description="dimensions", layout=narrow,
             style={"description_width": "auto"}, tooltip="rotary dimensions of a head",
         ),
-        "base": _slider("base", 10.0, (2, 10), 0.02, settings["base"], "22em"),
-        "context": _slider("context", 2.0, (8, 20), 0.25, settings["context"]),
-        "factor": _slider("factor", 2.0, (0, 7), 0.05, settings["factor"], readout=".3g"),
-        ORIGINAL_LENGTH: _slider("L₀", 2.0, (8, 20), 0.25, settings[ORIGINAL_LENGTH]),
-        "partial_rotary_factor": widgets.FloatSlider(
-            value=settings["partial_rotary_factor"], min=0.02, max=1.0, step=0.02, description="share that turns",
-            style={"description_width": "auto"}, layout=widgets.Layout(width="20em"),
-        ),
+        "base": _slider("base", _steps(10.0, 2, 10, 50), settings["base"], "24em"),
+        "context": _slider("context", _LENGTHS, settings["context"]),
+        "factor": _slider("factor", _steps(2.0, 0, 7, 10), settings["factor"]),
+        ORIGINAL_LENGTH: _slider("L₀", _LENGTHS, settings[ORIGINAL_LENGTH]),
+        "partial_rotary_factor": _slider("share that turns", [n / 50 for n in range(1, 51)], settings["partial_rotary_factor"]),
     }  # fmt: skip
 
 
-def _slider(
-    name: str, base: float, ends: tuple[int, int], step: float, value: float | int, width: str = "20em", readout: str = ",.0f"
-) -> widgets.FloatLogSlider:
-    return widgets.FloatLogSlider(
-        value=value, base=base, min=ends[0], max=ends[1], step=step, description=name, readout_format=readout,
-        style={"description_width": "auto"}, layout=widgets.Layout(width=width),
+def _slider(name: str, values: Sequence[float | int], value: float | int, width: str = "20em") -> widgets.SelectionSlider:
+    """A slider over given values: one of numbers would round a preset to its steps and send that back."""
+    return widgets.SelectionSlider(
+        options=_options({*values, value}), value=value, description=name, style={"description_width": "auto"},
+        layout=widgets.Layout(width=width),
     )  # fmt: skip
+
+
+def _options(values: Iterable[float | int]) -> list[tuple[str, float | int]]:
+    return [(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", value) for value in sorted(values)]
+
+
+def _offer(slider: widgets.SelectionSlider, value: float | int) -> None:
+    """Set a value, beside the slider's steps if it is none of them."""
+    if slider.value == value:
+        return
+    with slider.hold_sync():
+        known = {known for _, known in slider.options}
+        if value not in known:
+            slider.options = _options({*known, value})
+        slider.value = value
 
 
 def _figures(value: float) -> float | None:

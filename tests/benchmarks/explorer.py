@@ -28,7 +28,7 @@ _IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.
 # One key on the slider's handle; the time until the frame after the one in which the picture has changed.
 _MOVE = """async ([name, key]) => {
   const panel = document.querySelector(".lens-panel");
-  const slider = [...panel.querySelectorAll(".widget-slider")].find((one) => one.querySelector("label").textContent === name);
+  const slider = [...panel.querySelectorAll(".widget-hslider")].find((one) => one.querySelector("label").textContent === name);
   const handle = slider.querySelector(".noUi-handle");
   const picture = panel.querySelector(".lens-chart-row");
   const frame = () => new Promise(requestAnimationFrame);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from itertools import pairwise
 
 import pytest
 import xarray as xr
@@ -37,7 +38,7 @@ def test_a_released_model_is_one_setting(explorer):
     assert explorer._top["model"].value == "Qwen2.5-72B, YaRN 4"
     explorer.set(base=2e6)
     assert explorer.summary()["models"] == []
-    assert explorer._top["model"].value is None
+    assert explorer._top["model"].value == "own settings"
 
 
 def test_every_released_model_shows_what_practice_says_of_it(explorer):
@@ -76,16 +77,25 @@ def test_every_kind_can_be_chosen_from_its_list(explorer, kind):
 
 def test_a_slider_is_a_setting(explorer):
     explorer._top["base"].value = 1e5
-    explorer._top["context"].value = 2.0**13.25
+    explorer._top["context"].value = 9742  # 2 to the power of 13.25
     found = explorer.summary()
     assert (found["base"], found["context"]) == (1e5, 9742)
+
+
+def test_the_base_moves_by_fiftieths_of_a_decade_and_shows_what_it_stands_at(explorer):
+    values = [value for _, value in explorer._top["base"].options]
+    assert (len(values), values[0], values[-1]) == (401, 100, 1e10)
+    assert all(b / a == pytest.approx(10**0.02) for a, b in pairwise(values))
+    explorer.set(model="Llama-3-8B-Gradient-1048k")
+    slider = explorer._top["base"]
+    assert (slider.value, slider.label, len(slider.options)) == (2_804_339_835, "2,804,339,835", 402)
 
 
 def test_clicks_choose_a_lane_and_a_position(explorer):
     explorer.chart.selected = {"lane": 7, "offset": 2001}
     found = explorer.summary()
     assert (found["lane"], found["position"]) == (7, 2001)
-    assert round(explorer._controls["position"].value) == 2001
+    assert explorer._controls["position"].value == 2001
     assert explorer.chart.spec["plots"][0]["title"] == "position 2,001"
 
 
