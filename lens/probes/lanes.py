@@ -22,7 +22,7 @@ from lens.probes.rope import bands
 
 SOURCE = "Su et al., arXiv 2104.09864, section 3 (rotary embeddings); Barbero et al., arXiv 2410.06205 (norms by frequency)"
 
-_BAND = "fast (wavelength below 32 tokens), slow (longer than the context) or middle"
+BAND = "fast (wavelength below 32 tokens), slow (longer than the context) or middle"
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +177,7 @@ def lane_logits(
             "query": variable(("cell",), query, "position of the query"),
             "key": variable(("cell",), key, "position of the key"),
             **lane_coordinates(lanes.theta[: lanes.rotary]),
-            "band": texts(("lane",), bands(wavelengths(lanes.theta[: lanes.rotary]), context), _BAND),
+            "band": texts(("lane",), bands(wavelengths(lanes.theta[: lanes.rotary]), context), BAND),
         },
         {"source": SOURCE, "probe": "lane_logits", "block": states.block, "head": head, "context": context},
     )
@@ -264,9 +264,7 @@ def lane_usage(states: HeadStates | Sequence[HeadStates], *, context: int) -> xr
         InputError: no block, blocks of several shapes, or a text of fewer than three tokens.
         UnsupportedModelError: no block rotates anything.
     """
-    blocks = [states] if isinstance(states, HeadStates) else list(states)
-    rotating = [block for block in blocks if len(block.theta)]
-    _require_one_shape(blocks, rotating)
+    rotating = rotating_blocks(states)
     theta = np.stack([block.theta for block in rotating])
     band = np.array([bands(row, context) for row in wavelengths(theta)])
     found = [_amplitudes(block) for block in rotating]
@@ -284,7 +282,7 @@ def lane_usage(states: HeadStates | Sequence[HeadStates], *, context: int) -> xr
             "kv_head": variable(("head",), _kv_heads(rotating[0]), "key head that a query head reads"),
             "lane": variable(("lane",), np.arange(theta.shape[1]), "rotary lane, 0 the fastest"),
             "wavelength": exact(("block", "lane"), wavelengths(theta), "tokens in which the lane turns once", "tokens"),
-            "band": texts(("block", "lane"), band, _BAND),
+            "band": texts(("block", "lane"), band, BAND),
         },
         {"source": SOURCE, "probe": "lane_usage", "context": context, "tokens": rotating[0].query.shape[1], "skipped_tokens": 1},
     )
@@ -326,7 +324,15 @@ def _kv_heads(states: HeadStates) -> np.ndarray:
     return np.array([states.kv_head_of(head) for head in range(len(states.query))])
 
 
-def _require_one_shape(blocks: Sequence[HeadStates], rotating: Sequence[HeadStates]) -> None:
+def rotating_blocks(states: HeadStates | Sequence[HeadStates]) -> list[HeadStates]:
+    """The blocks that have rotary lanes.
+
+    Raises:
+        InputError: no block, blocks of several shapes, or a text of fewer than three tokens.
+        UnsupportedModelError: no block rotates anything.
+    """
+    blocks = [states] if isinstance(states, HeadStates) else list(states)
+    rotating = [block for block in blocks if len(block.theta)]
     if not blocks:
         raise InputError("No block was given", "at least one", "head_states(model, text)")
     if not rotating:
@@ -337,18 +343,4 @@ def _require_one_shape(blocks: Sequence[HeadStates], rotating: Sequence[HeadStat
         raise InputError(f"The blocks have {found}", "one number of heads and lanes", "the blocks of one kind at a time")
     if rotating[0].query.shape[1] < 3:
         raise InputError(f"The text has {rotating[0].query.shape[1]} tokens", "at least 3", "a longer text")
-
-
-def weight_lanes(
-    weight: Float[np.ndarray, "head width d"], rotary: tuple[int, int], layout: str
-) -> Float[np.ndarray, "head lane"]:
-    """Frobenius norm of the two rows of each lane in a query or key projection: usage without any text.
-
-    Args:
-        weight: rows of W_Q or W_K by head. Gains of a norm before it are best multiplied in, those of a norm behind it
-            (q-norm, k-norm) cannot be.
-        rotary: first and last (exclusive) rotary dimension of a head.
-        layout: `half` or `interleaved`.
-    """
-    rows = np.linalg.norm(weight[:, slice(*rotary)], axis=-1)
-    return np.abs(to_lanes(rows, layout))
+    return rotating

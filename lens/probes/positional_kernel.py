@@ -17,7 +17,7 @@ from jaxtyping import Complex, Float
 from lens.base.errors import InputError
 from lens.models.heads import HeadStates
 from lens.probes.dataset import variable
-from lens.probes.lanes import HeadLanes, head_lanes, lane_profiles
+from lens.probes.lanes import HeadLanes, head_lanes, lane_profiles, rotating_blocks
 from lens.probes.rope import kernel_values
 
 SOURCE = "Su et al., arXiv 2104.09864, section 3; Barbero et al., arXiv 2410.06205, section 3 (no decay by itself)"
@@ -233,7 +233,7 @@ def positional_scores(states: HeadStates | Sequence[HeadStates]) -> xr.Dataset:
     Returns:
         Dataset over `block` and `head`: `previous_token`, `diagonal`, as `previous_token_score` and `diagonal_score` have them.
     """
-    blocks = [block for block in ([states] if isinstance(states, HeadStates) else states) if len(block.theta)]
+    blocks = rotating_blocks(states)
     patterns = [[np.asarray(block.pattern(head)) for head in range(len(block.query))] for block in blocks]
     columns = {
         name: variable(("block", "head"), np.array([[score(one) for one in heads] for heads in patterns]), label)

@@ -9,7 +9,7 @@ import torch
 import lens
 from lens.base.errors import InputError, UnsupportedModelError
 from lens.models.heads import HeadStates, from_lanes, head_states
-from lens.probes.lanes import head_lanes, lane_contributions, lane_logits, lane_offsets, lane_profiles, lane_usage, weight_lanes
+from lens.probes.lanes import head_lanes, lane_contributions, lane_logits, lane_offsets, lane_profiles, lane_usage
 from tests.models.families import build
 
 LENGTH, WIDTH, HEADS, KV_HEADS = 12, 16, 4, 2
@@ -160,13 +160,6 @@ def test_random_content_has_no_preference_and_no_coherence():
     usage = lane_usage(made_up(length=4000), context=1000)
     assert np.abs(usage.joint_share * 8 - 1).max() < 0.06
     assert usage.query_coherence.max() < 0.005
-
-
-def test_rows_of_the_weights_are_paired_as_the_layout_says():
-    weight = np.zeros((1, 6, 3))
-    weight[0, 1], weight[0, 4] = [3, 0, 0], [0, 4, 0]
-    assert weight_lanes(weight, (0, 6), "half").tolist() == [[0, 5, 0]]
-    assert weight_lanes(weight, (0, 6), "interleaved").tolist() == [[3, 0, 4]]
 
 
 @pytest.mark.parametrize(
