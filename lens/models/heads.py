@@ -309,10 +309,12 @@ def _places(model: Model) -> dict[int, _Place]:
     if known is not None and known[0] == state and known[1] <= live:
         return known[2]
     blocks = range(model.n_layers)
-    tables = rotary_of_blocks(model)
+    rotary_of_blocks(model)  # finds them with a run of its own; below, tables are as the last run left them
     alike = _calls(model, [1 % weight.shape[0]] * min(_PROBES, model.context or _PROBES), blocks, same_states=True)
+    tables = rotary_of_blocks(model)
     places = {block: _prove_place(model, block, alike[block], tables[block]) for block in blocks}
     different = _calls(model, [(7 * i + 1) % weight.shape[0] for i in range(8)], blocks)
+    tables = rotary_of_blocks(model)
     for block in blocks:
         _prove_attention(model, different[block], _states(block, different[block], tables[block], places[block]))
     _PROVED[model.module] = (state, live, places)
