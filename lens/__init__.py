@@ -19,21 +19,41 @@ if TYPE_CHECKING:
     from lens.corpora import corpus as corpus
     from lens.figures.table import text_table as table
     from lens.models import edits as edits
+    from lens.models.frequencies import rope_table as rope_table
+    from lens.models.heads import head_states as head_states
     from lens.models.load import load as load
     from lens.models.model import Model as Model
     from lens.models.run import Run as Run
+    from lens.probes.band_entropy import band_entropy as band_entropy
     from lens.probes.cka import cka as cka
     from lens.probes.compare_lenses import compare_lenses as compare_lenses
     from lens.probes.early_exit import early_exit as early_exit
     from lens.probes.kept import shipped_tuned_lens as shipped_tuned_lens
     from lens.probes.kept import shortcuts_for as shortcuts_for
+    from lens.probes.lane_claims import lane_claims as lane_claims
+    from lens.probes.lane_claims import lane_verdicts as lane_verdicts
+    from lens.probes.lanes import lane_logits as lane_logits
+    from lens.probes.lanes import lane_offsets as lane_offsets
+    from lens.probes.lanes import lane_usage as lane_usage
     from lens.probes.linearity import linearity as linearity
     from lens.probes.logit_lens import follow_token as follow_token
     from lens.probes.logit_lens import logit_lens as logit_lens
+    from lens.probes.positional_kernel import key_order as key_order
+    from lens.probes.positional_kernel import positional_kernel as positional_kernel
     from lens.probes.procrustes import procrustes as procrustes
     from lens.probes.published_lens import load_published_lens as load_published_lens
     from lens.probes.replacement import cumulative_replacement as cumulative_replacement
     from lens.probes.replacement import replacement_cost as replacement_cost
+    from lens.probes.rope import rope_frequencies as rope_frequencies
+    from lens.probes.rope import rope_kernel as rope_kernel
+    from lens.probes.rope_bounds import rope_bounds as rope_bounds
+    from lens.probes.rope_practice import rope_practice as rope_practice
+    from lens.probes.rope_precision import rope_precision as rope_precision
+    from lens.probes.rope_sweep import lane_ablations as lane_ablations
+    from lens.probes.rope_sweep import rope_sweep as rope_sweep
+    from lens.probes.rope_training import rope_training as rope_training
+    from lens.probes.rope_training import rope_training_verdicts as rope_training_verdicts
+    from lens.probes.rope_verdicts import rope_verdicts as rope_verdicts
     from lens.probes.rotation import rotation as rotation
     from lens.probes.shortcuts import fit_shortcuts as fit_shortcuts
     from lens.probes.shortcuts import load_shortcuts as load_shortcuts
@@ -71,6 +91,26 @@ _PUBLIC = {
     "spectrum": "lens.probes.spectrum:spectrum",
     "replacement_cost": "lens.probes.replacement:replacement_cost",
     "cumulative_replacement": "lens.probes.replacement:cumulative_replacement",
+    "rope_table": "lens.models.frequencies:rope_table",
+    "head_states": "lens.models.heads:head_states",
+    "rope_frequencies": "lens.probes.rope:rope_frequencies",
+    "rope_kernel": "lens.probes.rope:rope_kernel",
+    "rope_bounds": "lens.probes.rope_bounds:rope_bounds",
+    "rope_practice": "lens.probes.rope_practice:rope_practice",
+    "rope_precision": "lens.probes.rope_precision:rope_precision",
+    "rope_sweep": "lens.probes.rope_sweep:rope_sweep",
+    "lane_ablations": "lens.probes.rope_sweep:lane_ablations",
+    "rope_verdicts": "lens.probes.rope_verdicts:rope_verdicts",
+    "rope_training": "lens.probes.rope_training:rope_training",
+    "rope_training_verdicts": "lens.probes.rope_training:rope_training_verdicts",
+    "lane_usage": "lens.probes.lanes:lane_usage",
+    "lane_logits": "lens.probes.lanes:lane_logits",
+    "lane_offsets": "lens.probes.lanes:lane_offsets",
+    "positional_kernel": "lens.probes.positional_kernel:positional_kernel",
+    "key_order": "lens.probes.positional_kernel:key_order",
+    "band_entropy": "lens.probes.band_entropy:band_entropy",
+    "lane_claims": "lens.probes.lane_claims:lane_claims",
+    "lane_verdicts": "lens.probes.lane_claims:lane_verdicts",
     "edits": "lens.models.edits:",
     "linearity": "lens.probes.linearity:linearity",
     "document_interval": "lens.probes.verdict:document_interval",

@@ -6,11 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lens.panels.commuting import CommutingRotations as CommutingRotations
     from lens.panels.early_exit import EarlyExit as EarlyExit
+    from lens.panels.head_lanes import HeadLanes as HeadLanes
     from lens.panels.layer_linearity import LayerLinearity as LayerLinearity
     from lens.panels.linear_shortcuts import LinearShortcuts as LinearShortcuts
     from lens.panels.logit_lens import LogitLens as LogitLens
     from lens.panels.logit_lens import side_by_side as side_by_side
+    from lens.panels.rope_base import RopeBase as RopeBase
+    from lens.panels.rope_bounds import RopeBounds as RopeBounds
+    from lens.panels.rope_explorer import RopeExplorer as RopeExplorer
     from lens.panels.rotation_drift import RotationDrift as RotationDrift
 
 # Public name -> the module that has it.
@@ -21,6 +26,11 @@ _PUBLIC = {
     "EarlyExit": "early_exit",
     "LayerLinearity": "layer_linearity",
     "RotationDrift": "rotation_drift",
+    "RopeExplorer": "rope_explorer",
+    "RopeBounds": "rope_bounds",
+    "RopeBase": "rope_base",
+    "HeadLanes": "head_lanes",
+    "CommutingRotations": "commuting",
 }
 
 

@@ -126,19 +126,19 @@ def published_perplexity() -> xr.Dataset:
     """The paper's perplexities, and by how much CARoPE's are below RoPE's.
 
     Returns:
-        Dataset: `perplexity[model, length, method]` and `reduction[model, length]`, a share computed from it.
+        Dataset: `perplexity[model, length, embedding]` and `reduction[model, length]`, a share computed from it.
     """
     models, lengths = ("44M", "124M"), (512, 1024)
     values = np.array([[_PERPLEXITY[model, length] for length in lengths] for model in models])
     return xr.Dataset(
         {
-            "perplexity": variable(("model", "length", "method"), values, "perplexity, trained at 512 tokens"),
+            "perplexity": variable(("model", "length", "embedding"), values, "perplexity, trained at 512 tokens"),
             "reduction": variable(("model", "length"), 1 - values[..., 1] / values[..., 0], "share by which CARoPE's is less"),
         },
         coords={
             "model": texts(("model",), list(models), "parameters of the model"),
             "length": variable(("length",), np.array(lengths), "tokens read at once", "tokens"),
-            "method": texts(("method",), ["RoPE", "CARoPE"], "position embedding"),
+            "embedding": texts(("embedding",), ["RoPE", "CARoPE"], "position embedding"),
         },
         attrs={"source": SOURCE, "probe": "published_perplexity", "doubts": " ".join(DOUBTS), **library_versions()},
     )
