@@ -114,7 +114,7 @@ class HeadLanes(ChartPanel):
             "values": widgets.ToggleButtons(options=list(VALUES), **buttons),
             "picture": widgets.ToggleButtons(options=list(_DETAILS.items()), **buttons),
             "base": widgets.SelectionSlider(
-                options=[("live", 0.0)], description="base, this block alone", style=style, layout=widgets.Layout(width="26em")
+                options=[("live", 0.0)], description="base, this block alone", style=style, layout=widgets.Layout(width="31em")
             ),
             "start": widgets.IntSlider(
                 description="from token", style=style, layout=widgets.Layout(width="16em", display="none")
