@@ -27,7 +27,7 @@ def bounds_chart(
 
     Args:
         lines: from `rope_bounds`, of several contexts.
-        practice: from `rope_practice`; models stand at their effective base.
+        practice: from `rope_practice`; models stand at their effective base; one without (all but a lane stopped) is left out.
         theories: variables of `lines` to draw.
         setting: from `rope_bounds`, of the one context and base that the controls stand at.
         model: one whose name is always shown.
@@ -36,7 +36,9 @@ def bounds_chart(
     curves = {lines[name].attrs["short_name"]: (contexts, lines[name].to_numpy()) for name in theories}
     groups = np.where(practice.supported.to_numpy(), _USED, _BEYOND)
     columns = (practice.context.to_numpy(), practice.effective_base.to_numpy(), practice.model.to_numpy(), groups)
-    dots = [{"x": x, "y": y, "label": label, "group": group} for x, y, label, group in zip(*columns, strict=True)]
+    dots = [
+        {"x": x, "y": y, "label": label, "group": group} for x, y, label, group in zip(*columns, strict=True) if np.isfinite(y)
+    ]
     here = {"x": setting.attrs["context"], "y": setting.attrs["base"], "label": "the controls"}
     plot = scatter(
         WEDGE,

@@ -15,11 +15,12 @@ from lens.base.errors import InputError
 from lens.base.files import atomic_file
 from lens.figures.rope_bounds import WEDGE, bounds_chart, hypotheses, hypotheses_html, in_words
 from lens.models.locks import ModelLock
+from lens.models.model import Model
 from lens.panels.fitted import ChartPanel
 from lens.panels.panel import Job
 from lens.panels.toggles import Toggles
 from lens.probes.rope_bounds import DTYPES, LANES, THEORIES, rope_bounds
-from lens.probes.rope_practice import rope_practice
+from lens.probes.rope_practice import RotarySettings, rope_practice, rotary_settings
 from lens.probes.rope_problems import rope_problems
 
 WIDTHS = (16, 32, 64, 128, 256)
@@ -44,8 +45,9 @@ class RopeBounds(ChartPanel):
     """How large must the base of rotary positions be? Every theory's answer, with released models among the lines.
 
     Args:
-        model: one of `lens.probes.rope_practice`, whose context, layers, rotary width and base come first; None for a setting
-            of one's own. A scaled table stands at its effective base.
+        model: a released model of `lens.probes.rope_practice` by its name, or a `lens.Model`, which becomes a dot too; its
+            context, layers, rotary width and base come first, a scaled table at its effective base. None for a setting of
+            one's own.
         context, layers, width, base: that setting; `width` is one of 16, 32, 64, 128 and 256 rotary dimensions.
         epsilon, dtype, lane: as in `lens.probes.rope_bounds.rope_bounds`.
         theories: which to show, by the names of their variables there.
@@ -59,7 +61,7 @@ class RopeBounds(ChartPanel):
 
     def __init__(
         self,
-        model: str | None = "Llama-2 7B",
+        model: Model | str | None = "Llama-2 7B",
         *,
         context: int = 4096,
         layers: int = 32,
@@ -70,13 +72,15 @@ class RopeBounds(ChartPanel):
         lane: str = "stated",
         theories: Sequence[str] = tuple(_DRAWN),
     ):
+        self._own = rotary_settings(model) if isinstance(model, Model) else ()
+        name = self._own[-1].facts["model"] if self._own else model
         place = {"context": context, "layers": layers, "width": width, "base": float(base)}
         chosen = {"epsilon": epsilon, "dtype": dtype, "lane": lane}
         self._table = widgets.HTML()
         view = {"theories": tuple(theories)}
         controls = {"theories": Toggles({label: name for name, label in _DRAWN.items()}, theories, _tooltips())}
-        start = {"model": model, **place, **_place_of(model, lane), **chosen}
-        super().__init__(start, view, _top(), controls)
+        start = {"model": name, **place, **self._place_of(name, lane), **chosen}
+        super().__init__(start, view, _top(self._names()), controls)
         self.children = (*self.children, self._table)
         self._open(view)
 
@@ -122,19 +126,19 @@ class RopeBounds(ChartPanel):
 
     def _new_job(self, changes: Mapping[str, Any]) -> Job:
         """A model stands for its setting; another setting is no longer that model's."""
-        changed = {name: None if value == _OWN else value for name, value in changes.items()}
+        changed: dict[str, Any] = {name: None if value == _OWN else value for name, value in changes.items()}
         model = changed.get("model", self._settings["model"])
         if changed.get("model") or ("lane" in changed and model):
-            changed = {**_place_of(model, changed.get("lane", self._settings["lane"])), **changed}
+            changed = {**self._place_of(model, changed.get("lane", self._settings["lane"])), **changed}
         elif "model" not in changed and any(name in changed for name in _PLACE):
             changed["model"] = None
         return super()._new_job(changed)
 
     def _compute(self, job: Job) -> _Result:
         settings = job.settings
-        _require(settings)
+        self._require(settings)
         chosen = {name: settings[name] for name in ("epsilon", "dtype", "lane")}
-        practice = _practice(**chosen)
+        practice = _practice(self._own, **chosen)
         setting = rope_bounds(*(settings[name] for name in _PLACE), **chosen)
         lines = rope_bounds(_CONTEXTS, settings["layers"], settings["width"], **chosen)
         return _Result(settings["model"], setting, lines, practice, rope_problems(setting, practice))
@@ -193,28 +197,32 @@ class RopeBounds(ChartPanel):
     def _lock(self) -> ModelLock | None:
         return None
 
+    # -- models -----------------------------------------------------------------------------------
+
+    def _names(self) -> list[str]:
+        return _practice(self._own, 0.95, "float32", LANES[0]).model.to_numpy().tolist()
+
+    def _place_of(self, model: str | None, lane: str) -> dict[str, Any]:
+        """The setting of a model; nothing for none and for a name that there is not."""
+        practice = _practice(self._own, 0.95, "float32", lane if lane in LANES else LANES[0])
+        if model is None or model not in self._names():
+            return {}
+        found = practice.sel(model=model)
+        whole = {name: int(found[name]) for name in ("context", "layers", "width")}
+        return {**whole, "base": float(found.effective_base)}
+
+    def _require(self, settings: Mapping[str, Any]) -> None:
+        if settings["width"] not in WIDTHS:
+            what = f"The rotary width is {settings['width']}"
+            raise InputError(what, f"one of {', '.join(map(str, WIDTHS))}", "lens.rope_bounds(width=…), which takes longer")
+        names = self._names()
+        if settings["model"] is not None and settings["model"] not in names:
+            raise InputError(f"The model is {settings['model']!r}", f"one of {'; '.join(names)}, or None", f"model={names[0]!r}")
+
 
 @lru_cache(maxsize=64)
-def _practice(epsilon: float, dtype: str, lane: str) -> xr.Dataset:
-    return rope_practice(epsilon, dtype, lane)
-
-
-def _place_of(model: str | None, lane: str) -> dict[str, Any]:
-    """The setting of a model; nothing for none and for a name that there is not."""
-    practice = _practice(0.95, "float32", lane if lane in LANES else LANES[0])
-    if model is None or model not in practice.model.to_numpy():
-        return {}
-    found = practice.sel(model=model)
-    whole = {name: int(found[name]) for name in ("context", "layers", "width")}
-    return {**whole, "base": float(found.effective_base)}
-
-
-def _require(settings: Mapping[str, Any]) -> None:
-    if settings["width"] not in WIDTHS:
-        raise InputError(f"The width is {settings['width']}", f"one of {', '.join(map(str, WIDTHS))}", "width=128")
-    names = _practice(0.95, "float32", LANES[0]).model.to_numpy().tolist()
-    if settings["model"] is not None and settings["model"] not in names:
-        raise InputError(f"The model is {settings['model']!r}", f"one of {'; '.join(names)}, or None", f"model={names[0]!r}")
+def _practice(own: tuple[RotarySettings, ...], epsilon: float, dtype: str, lane: str) -> xr.Dataset:
+    return rope_practice(epsilon, dtype, lane, own)
 
 
 def _rows(result: _Result, view: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -241,9 +249,8 @@ def _tooltips() -> dict[str, str]:
     return {theory.name: f"{theory.title}. Assumes: {theory.assumptions}." for theory in THEORIES.values()}
 
 
-def _top() -> dict[str, Any]:
+def _top(names: Sequence[str]) -> dict[str, Any]:
     """The controls of the setting."""
-    names = _practice(0.95, "float32", LANES[0]).model.to_numpy().tolist()
     style, wide, narrow = {"description_width": "auto"}, widgets.Layout(width="17em"), widgets.Layout(width="auto")
     wider = widgets.Layout(width="21em")
     return {

@@ -1,12 +1,13 @@
 """Theory against practice: what released models use, and what every theory asks of them.
 
-The settings are facts from the models' own configurations (`lens/records/rotary-settings.json`, each with its source);
-everything else is computed from them. No column tells working models from others.
+The settings are facts from the models' own configurations (`lens/records/rotary-settings.json`, each with its source), or
+those of a model that is open; everything else is computed from them. No column tells working models from others.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,8 +16,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lens.base.errors import InputError
 from lens.base.provenance import library_versions
 from lens.models.frequencies import RopeTable, rope_table
+from lens.models.model import Model
+from lens.models.rotary import Rotary, rotaries
 from lens.probes.dataset import exact, texts, variable
 from lens.probes.rope_bounds import SLOW_SHARE, THEORIES, is_met, lanes_in_context, rope_bounds
 
@@ -24,26 +28,81 @@ SOURCE = "each model's own configuration, see `source`; theories as in rope_boun
 _RECORD = "rotary-settings.json"
 
 
-@dataclass(frozen=True)
-class _Model:
-    """One row of the record, with its table."""
+@dataclass(frozen=True, eq=False)
+class RotarySettings:
+    """How a model, or one layer type of it, turns its queries and keys, and over which context.
 
-    settings: dict[str, Any]
+    Attributes:
+        facts: `model`, `base`, `width`, `context`, `layers`, `kind`, `supported`, `source`, `note`.
+        table: its frequencies.
+    """
+
+    facts: Mapping[str, Any]
     table: RopeTable
 
     @property
     def factor(self) -> float:
-        return float(self.settings["parameters"].get("factor", 1.0))
+        return float(self.table.parameters.get("factor", 1.0))
 
     def effective_base(self, lane: str) -> float:
         """What stands for the base of a scaled table: the base times the factor, or that of the slowest lane as it turns."""
-        return self.table.effective_base if lane == "exact" else self.table.base * self.factor
+        is_plain = lane == "stated" and self.table.kind != "explicit"
+        return self.table.base * self.factor if is_plain else self.table.effective_base
 
 
-def rope_practice(epsilon: float = 0.95, dtype: str = "float32", lane: str = "stated") -> xr.Dataset:
+def rotary_settings(model: Model) -> tuple[RotarySettings, ...]:
+    """Those of an open model as it stands, edits included; one for each rotary table.
+
+    The context of layers that look at a window is the window.
+
+    Raises:
+        UnsupportedModelError: a model without rotary embeddings.
+    """
+    found = rotaries(model)
+    names = [model.name if len(found) == 1 else f"{model.name}, {rotary.layer_type or rotary.path}" for rotary in found]
+    return tuple(_of_rotary(model, rotary, name) for rotary, name in zip(found, names, strict=True))
+
+
+def _of_rotary(model: Model, rotary: Rotary, name: str) -> RotarySettings:
+    table = rotary.table
+    if not np.allclose(table.theta, rotary.theta, rtol=2**-20, atol=0):  # an edit; a configured table is rounded to float32
+        table = rope_table("explicit", theta=rotary.theta, attention_factor=rotary.attention_factor)
+    facts = {
+        "model": name,
+        "base": table.effective_base if table.kind == "explicit" else table.base,
+        "width": table.width,
+        "context": _reach(model, rotary),
+        "layers": model.n_layers,
+        "kind": table.kind,
+        "supported": True,
+        "source": f"configuration of {model.name}",
+        "note": "",
+    }
+    return RotarySettings(facts, table)
+
+
+def _reach(model: Model, rotary: Rotary) -> int:
+    """Tokens that the blocks of a table look back over at most."""
+    config = model.module.config.get_text_config()
+    if model.context is None:
+        found = f"{model.name} has no longest input"
+        raise InputError(found, "a configuration with max_position_embeddings", "rope_bounds(context=…)")
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None) or ["sliding_attention"] * model.n_layers
+    slides = all(types[block] == "sliding_attention" for block in rotary.blocks) and getattr(config, "use_sliding_window", True)
+    return min(model.context, window) if window and slides else model.context
+
+
+def rope_practice(
+    epsilon: float = 0.95,
+    dtype: str = "float32",
+    lane: str = "stated",
+    models: Sequence[Model | RotarySettings] = (),
+) -> xr.Dataset:
     """The rotary settings of 22 released models, and each theory's requirement beside them.
 
     Args:
+        models: more of them, which are open, or their `rotary_settings`.
         epsilon, dtype, lane: as in `rope_bounds`. Scaled tables stand at the base times their factor, or, with
             `lane="exact"`, at the base of which their slowest lane would be the slowest.
 
@@ -61,22 +120,24 @@ def rope_practice(epsilon: float = 0.95, dtype: str = "float32", lane: str = "st
           `lanes_in_context`.
 
     Raises:
-        InputError: a setting out of its range.
+        InputError: a setting out of its range, or two models of one name.
+        UnsupportedModelError: a model without rotary embeddings.
     """
-    models = _models()
+    rows = list(_released())
+    for model in models:
+        rows.extend([model] if isinstance(model, RotarySettings) else rotary_settings(model))
+    _require_names(rows)
     chosen: dict[str, Any] = {"epsilon": epsilon, "dtype": dtype, "lane": lane}
-    bounds = [
-        rope_bounds(model.settings["context"], model.settings["layers"], model.settings["width"], **chosen) for model in models
-    ]
-    lanes = [lanes_in_context(model.table, model.settings["context"], epsilon) for model in models]
+    bounds = [rope_bounds(row.facts["context"], row.facts["layers"], row.facts["width"], **chosen) for row in rows]
+    lanes = [lanes_in_context(row.table, row.facts["context"], epsilon) for row in rows]
     required = np.array([[float(found[name]) for name in THEORIES] for found in bounds])
-    effective = [model.effective_base(lane) for model in models]
-    met = np.array([_met(*row) for row in zip(effective, required, lanes, strict=True)])
-    used = np.array([model.settings["supported"] for model in models])[:, None]
+    effective = [row.effective_base(lane) for row in rows]
+    met = np.array([_met(*one) for one in zip(effective, required, lanes, strict=True)])
+    used = np.array([row.facts["supported"] for row in rows])[:, None]
     facts = {"source": SOURCE, "probe": "rope_practice", **chosen}
     return xr.Dataset(
         {
-            **_settings(models),
+            **_settings(rows),
             "effective_base": exact(("model",), np.array(effective), "base that the theories are held against"),
             "required": exact(("model", "theory"), required, "required base"),
             "met": variable(("model", "theory"), met, "whether the model has it"),
@@ -88,7 +149,7 @@ def rope_practice(epsilon: float = 0.95, dtype: str = "float32", lane: str = "st
             },
         },
         coords={
-            "model": texts(("model",), [model.settings["model"] for model in models], "model and the context it is looked at"),
+            "model": texts(("model",), [row.facts["model"] for row in rows], "model and the context it is looked at"),
             "theory": texts(("theory",), list(THEORIES), "theory"),
             "hypothesis": texts(("theory",), [theory.name for theory in THEORIES.values()], "the theory's name in words"),
         },
@@ -98,7 +159,7 @@ def rope_practice(epsilon: float = 0.95, dtype: str = "float32", lane: str = "st
 
 def table_of_model(name: str) -> RopeTable:
     """The frequencies of one of the models, by its name in `rope_practice`."""
-    return next(model.table for model in _models() if model.settings["model"] == name)
+    return next(row.table for row in _released() if row.facts["model"] == name)
 
 
 def _met(effective: float, required: np.ndarray, lanes: dict[str, xr.Variable]) -> list[bool]:
@@ -108,9 +169,9 @@ def _met(effective: float, required: np.ndarray, lanes: dict[str, xr.Variable]) 
     return list(found.values())
 
 
-def _settings(models: tuple[_Model, ...]) -> dict[str, xr.Variable]:
+def _settings(rows: Sequence[RotarySettings]) -> dict[str, xr.Variable]:
     def column(name: str) -> np.ndarray:
-        return np.array([model.settings[name] for model in models])
+        return np.array([row.facts[name] for row in rows])
 
     return {
         "base": exact(("model",), column("base"), "base before any scaling"),
@@ -118,7 +179,7 @@ def _settings(models: tuple[_Model, ...]) -> dict[str, xr.Variable]:
         "context": variable(("model",), column("context"), "context", "tokens"),
         "layers": variable(("model",), column("layers"), "layers"),
         "kind": texts(("model",), column("kind"), "kind of scaling"),
-        "factor": exact(("model",), np.array([model.factor for model in models]), "factor of the scaling"),
+        "factor": exact(("model",), np.array([row.factor for row in rows]), "factor of the scaling"),
         "supported": variable(("model",), column("supported"), "whether the model is offered for the context"),
         "source": texts(("model",), column("source"), "where the settings are from"),
         "note": texts(("model",), column("note"), "what else there is to know"),
@@ -126,6 +187,13 @@ def _settings(models: tuple[_Model, ...]) -> dict[str, xr.Variable]:
 
 
 @cache
-def _models() -> tuple[_Model, ...]:
+def _released() -> tuple[RotarySettings, ...]:
     rows = json.loads(files("lens.records").joinpath(_RECORD).read_text(encoding="utf-8"))["models"]
-    return tuple(_Model(row, rope_table(row["kind"], row["base"], row["width"], **row["parameters"])) for row in rows)
+    return tuple(RotarySettings(row, rope_table(row["kind"], row["base"], row["width"], **row["parameters"])) for row in rows)
+
+
+def _require_names(rows: Sequence[RotarySettings]) -> None:
+    names = [row.facts["model"] for row in rows]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"Two models are called {twice[0]!r}", "a name for each", "one of them")

@@ -8,11 +8,13 @@ import time
 import pytest
 import xarray as xr
 
+import lens
 from lens.base.errors import InputError
 from lens.figures.rope_bounds import bounds_chart
 from lens.panels.rope_bounds import RopeBounds
 from lens.probes.rope_bounds import THEORIES, rope_bounds
 from lens.probes.rope_practice import rope_practice
+from tests.models.families import build
 
 DRAWN = [name for name in THEORIES if name != "similar_beats_random_safe"]
 CONTEXTS = [2**k for k in range(8, 21)]
@@ -134,11 +136,29 @@ def test_the_models_can_be_taken_away(panel, tmp_path):
         panel.export(tmp_path / "models.txt")
 
 
+def test_a_model_of_the_readers_own_is_a_dot(smollm2):
+    panel = RopeBounds(smollm2)
+    summary = panel.summary()
+    assert (summary["model"], summary["base"], summary["context"], summary["width"]) == (smollm2.name, 1e5, 8192, 64)
+    assert summary["met"] == RopeBounds("SmolLM2-135M").summary()["met"]
+    assert panel.chart.spec["plots"][0]["dots"][-1]["label"] == smollm2.name
+    panel.set(model="Llama-3 8B")
+    panel.set(model=smollm2.name)
+    assert panel.summary()["says"] == summary["says"]
+
+
+def test_a_model_of_another_width_is_one_line(tokenizer):
+    panel = RopeBounds(lens.load(build("llama"), tokenizer))
+    assert "The rotary width is 8" in panel.summary()["error"]
+    panel.set(model="Llama-2 7B")
+    assert panel.summary()["error"] is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model": "Llama-9"}, "The model is 'Llama-9'"),
-        ({"width": 96}, "The width is 96"),
+        ({"width": 100}, "The rotary width is 100"),
         ({"context": 0}, "The context is 0"),
         ({"epsilon": 1.0}, "The epsilon is 1.0"),
         ({"base": 0.5}, "The rotary base is 0.5"),

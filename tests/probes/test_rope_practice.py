@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import lens
+from lens.base.errors import InputError, UnsupportedModelError
+from lens.models import edits
 from lens.models.frequencies import rope_table, table_of
-from lens.probes.rope_practice import rope_practice, table_of_model
+from lens.probes.rope_practice import rope_practice, rotary_settings, table_of_model
+from tests.models.families import build
 
 # model: φ, cos φ, DC, its verdict, depth, its verdict, wall, slow lanes, lanes, first negative offset (None: beyond the context)
 TABLE = """
@@ -145,3 +149,42 @@ def test_the_table_survives_a_file(practice, tmp_path):
     practice.to_netcdf(tmp_path / "practice.nc", engine="h5netcdf")
     with xr.open_dataset(tmp_path / "practice.nc", engine="h5netcdf") as read:
         xr.testing.assert_identical(read.load(), practice)
+
+
+def test_an_open_model_stands_beside_the_released_ones(smollm2):
+    found = rope_practice(models=[smollm2])
+    own, released = found.isel(model=-1), found.sel(model="SmolLM2-135M")
+    assert str(own.model.item()) == smollm2.name
+    for name in ("base", "width", "context", "layers", "effective_base", "required", "met", "slow_lanes", "first_negative"):
+        assert (own[name].to_numpy() == released[name].to_numpy()).all()
+    assert own.source.item() == f"configuration of {smollm2.name}"
+    xr.testing.assert_identical(
+        found.isel(model=slice(22))[["required", "met", "base"]], rope_practice()[["required", "met", "base"]]
+    )
+
+
+def test_an_edit_of_an_open_model_moves_it(tokenizer):
+    model = lens.load(build("llama"), tokenizer)
+    before = rope_practice(models=[model]).isel(model=-1)
+    with edits.rope_base(model, 5e5):
+        after = rope_practice(models=[model]).isel(model=-1)
+    assert float(after.effective_base) == pytest.approx(5e5, rel=1e-5)
+    assert float(before.effective_base) == 1e4
+    assert float(after.slowest_phase) < float(before.slowest_phase)
+
+
+def test_every_table_of_a_model_has_its_own_reach(tokenizer):
+    model = lens.load(build("gemma3-both"), tokenizer)
+    rows = {row.facts["model"].split(", ")[1]: row.facts for row in rotary_settings(model)}
+    assert rows["sliding_attention"]["context"] == 4
+    assert rows["full_attention"]["context"] == model.context
+    (mistral,) = rotary_settings(lens.load(build("mistral"), tokenizer))
+    assert mistral.facts["context"] == 4
+
+
+def test_models_without_rotary_embeddings_and_two_of_one_name_are_refused(tokenizer):
+    with pytest.raises(UnsupportedModelError, match="no rotary position embeddings"):
+        rope_practice(models=[lens.load(build("gpt2"), tokenizer)])
+    (row,) = rotary_settings(lens.load(build("llama"), tokenizer))
+    with pytest.raises(InputError, match="Two models are called"):
+        rope_practice(models=[row, row])
