@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lens.base.errors import InputError
 from lens.figures.chart import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, YELLOW, axis, chart, lines, rule, series
 
 _COLOURS = (SKY, BLUE, GREEN, PURPLE, YELLOW, ORANGE)
@@ -20,7 +21,13 @@ def rope_training_chart(dataset: xr.Dataset, verdicts: xr.Dataset, reach: int = 
         dataset: from `rope_training`; bands are the range over seeds.
         verdicts: from `rope_training_verdicts`; intervals are over documents.
         reach: one of the latter's.
+
+    Raises:
+        InputError: another reach.
     """
+    known = verdicts.reach.to_numpy().tolist()
+    if reach not in known:
+        raise InputError(f"The reach is {reach!r}", f"one of {', '.join(map(str, known))}", f"reach={known[-1]}")
     return chart([_by_position(dataset), _by_base(verdicts, reach)])
 
 

@@ -114,7 +114,9 @@ class CommutingRotations(ChartPanel):
         return {**shown, **view, **facts, "says": _sentence(shown, view["offset"], facts)}
 
     def _selection(self, view: Mapping[str, Any]) -> dict[str, Any]:
-        return {"offset": view["offset"]}
+        """What was clicked in another picture stays; at first it is the corner where the defect is largest."""
+        corner = [int(self._result.x[-1]), int(self._result.y[-1])]
+        return {"defect": corner, **self.chart.selected, "offset": view["offset"]}
 
     def _chosen(self, selected: Mapping[str, Any]) -> dict[str, Any]:
         return {"offset": int(selected["offset"])} if "offset" in selected else {}

@@ -26,9 +26,7 @@ from lens.training.rope_bases import FORMAT
 RECORD = "rope-bases.jsonl"
 TRAINED_ANGLES = "trained angles"
 """Every lane completes a turn within the trained length, so that no distance shows it a new angle."""
-_ANGLES_SOURCE = (
-    "out-of-distribution angles: Chen et al., arXiv 2306.15595; Peng et al. (YaRN), arXiv 2309.00071; here as a bound"
-)
+ANGLES_SOURCE = "Chen et al., arXiv 2306.15595; Peng et al. (YaRN), arXiv 2309.00071; as a bound on the base it is our reading"
 _LABELS = {
     "loss": (("document", "position"), "loss of held-out text read at once", "nats/byte"),
     "short_loss": (("document", "position"), "loss of the same bytes read in windows of the trained length", "nats/byte"),
@@ -80,6 +78,7 @@ def rope_training(path: Path | str | None = None) -> xr.Dataset:
         "seconds": variable(("setting", "seed"), table(lambda run: run["seconds"]), "wall time of the training", "s"),
         "untrained_lanes": variable(("setting",), np.array(turns), "lanes that complete no turn within the trained length"),
     }
+    numbers = np.array([np.nan if base is None else base for base in bases])
     names = ["no rotation" if base is None else f"{base:,.0f}" for base in bases]
     plain = {name: value for name, value in source.items() if not isinstance(value, dict)}
     sizes = {"parameters": example["parameters"], "steps": recipe["steps"], "tokens": example["tokens"], "width": width}
@@ -87,7 +86,7 @@ def rope_training(path: Path | str | None = None) -> xr.Dataset:
         columns,
         coords={
             "setting": texts(("setting",), names, "base of the rotary frequencies"),
-            "base": exact(("setting",), [np.nan if base is None else base for base in bases], "base of the rotary frequencies"),
+            "base": exact(("setting",), numbers, "base of the rotary frequencies"),
             "seed": variable(("seed",), np.array(seeds), "seed of weights and batches"),
             "position": variable(("position",), np.array(example["results"]["position"]), "first position of a bin", "tokens"),
             "distance": variable(("distance",), np.array(example["results"]["distance"]), "to the repetition", "tokens"),
@@ -187,7 +186,7 @@ def rope_training_verdicts(dataset: xr.Dataset, *, tolerance: float = 0.1, layer
         attrs={
             **dataset.attrs,
             "probe": "rope_training_verdicts",
-            TRAINED_ANGLES.replace(" ", "_"): ANGLES_SOURCE,
+            "trained_angles_source": ANGLES_SOURCE,
             "tolerance": tolerance,
             "layers": depth,
         },

@@ -21,7 +21,7 @@ def test_first_sight_is_a_family_that_does_not_commute(panel):
     expected = commuting("independent", block_size=4, axes=2, seed=3)
     xr.testing.assert_identical(panel.dataset, expected)
     assert panel.chart.spec == commuting_chart(expected, 8, "defect")
-    assert panel.chart.selected == {"offset": 8}
+    assert panel.chart.selected == {"defect": [12, 12], "offset": 8}
     summary = panel.summary()
     assert summary["drift"] == round(float(expected.drift[8]), 3) > 0.05
     assert summary["commutator"] == round(float(expected.commutator[:, 0, 1].mean()), 3)
@@ -44,9 +44,10 @@ def test_slider_and_click_choose_the_offset_without_a_computation(panel):
     before = panel.dataset
     panel._controls["offset"].value = 2
     assert panel.summary()["offset"] == 2
-    assert panel.chart.selected == {"offset": 2}
-    panel.chart.selected = {"offset": 11}
+    assert panel.chart.selected["offset"] == 2
+    panel.chart.selected = {"defect": [3, 4], "offset": 11}
     assert panel.summary()["offset"] == panel._controls["offset"].value == 11
+    assert panel.chart.selected["defect"] == [3, 4]
     assert panel.dataset is before
     start = time.perf_counter()
     panel.set(offset=12)
