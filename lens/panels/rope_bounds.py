@@ -73,7 +73,7 @@ class RopeBounds(ChartPanel):
         theories: Sequence[str] = tuple(_DRAWN),
     ):
         self._own = rotary_settings(model) if isinstance(model, Model) else ()
-        name = self._own[-1].facts["model"] if self._own else model
+        name = self._own[-1].facts["model"] if isinstance(model, Model) else model
         place = {"context": context, "layers": layers, "width": width, "base": float(base)}
         chosen = {"epsilon": epsilon, "dtype": dtype, "lane": lane}
         self._table = widgets.HTML()

@@ -165,7 +165,8 @@ def rope_bounds(
         Dataset with one variable for each theory, the required base: `aliasing`, `dc_stability`, `depth`, `similar_beats_random`,
         `similar_beats_random_safe`, `slow_lane_share` ask for at least that; `precision_wall` for less. Attributes: `short_name`,
         `theory`, `source`, `assumptions`, `bound`, and `met` (`yes` or `no`) where a base was given. Its lanes then follow
-        as scalars: see `lanes_in_context`. Under 5 ms where the package's table holds width and contexts, else see `min_base`.
+        as scalars: see `lanes_in_context` and `slow_share`. Under 5 ms where the package's table holds width and
+        contexts, else see `min_base`.
 
     Raises:
         InputError: a setting out of its range, or a base with several contexts.
@@ -189,7 +190,10 @@ def _held_against(bounds: xr.Dataset, base: float) -> xr.Dataset:
     table = rope_table("default", base, bounds.attrs["width"])
     for name in THEORIES:
         bounds[name].attrs["met"] = "yes" if allows(bounds, name, base) else "no"
-    return bounds.assign(lanes_in_context(table, bounds.attrs["context"], bounds.attrs["epsilon"])).assign_attrs(base=base)
+    context = bounds.attrs["context"]
+    lanes = lanes_in_context(table, context, bounds.attrs["epsilon"])
+    lanes["slow_share_of_many"] = exact((), slow_share(base, context), "share of lanes that complete no turn, were they many")
+    return bounds.assign(lanes).assign_attrs(base=base)
 
 
 def allows(bounds: xr.Dataset, theory: str, base: float) -> bool:

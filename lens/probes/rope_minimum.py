@@ -97,13 +97,17 @@ def published_minimum_bases() -> xr.Dataset:
     ]
     negative = np.array([[np.nan if first is None else first for first in row] for row in found])
     ratio = ours.infimum.to_numpy() / bases
-    return ours.assign(
-        published=exact(("published_context",), bases, "published lower bound of the base"),
-        first_negative=exact(("published_context", "thousand"), negative, "first offset below zero with it", "tokens"),
-        ratio=exact(("published_context",), ratio, "computed infimum as a share of the published bound"),
-    ).assign_coords(
-        published_context=variable(("published_context",), thousands, "context", "thousand tokens"),
-        thousand=variable(("thousand",), np.array([1000, 1024]), "tokens in a k"),
+    return (
+        ours.assign(
+            published=exact(("published_context",), bases, "published lower bound of the base"),
+            first_negative=exact(("published_context", "thousand"), negative, "first offset below zero with it", "tokens"),
+            ratio=exact(("published_context",), ratio, "computed infimum as a share of the published bound"),
+        )
+        .assign_coords(
+            published_context=variable(("published_context",), thousands, "context", "thousand tokens"),
+            thousand=variable(("thousand",), np.array([1000, 1024]), "tokens in a k"),
+        )
+        .assign_attrs(probe="published_minimum_bases")
     )
 
 
