@@ -72,8 +72,9 @@ class RopeBounds(ChartPanel):
         lane: str = "stated",
         theories: Sequence[str] = tuple(_DRAWN),
     ):
-        self._own = rotary_settings(model) if isinstance(model, Model) else ()
-        name = self._own[-1].facts["model"] if isinstance(model, Model) else model
+        own = list(rotary_settings(model)) if isinstance(model, Model) else []
+        name = own[-1].facts["model"] if isinstance(model, Model) else model
+        self._own = tuple(own)
         place = {"context": context, "layers": layers, "width": width, "base": float(base)}
         chosen = {"epsilon": epsilon, "dtype": dtype, "lane": lane}
         self._table = widgets.HTML()
