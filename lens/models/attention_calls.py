@@ -148,7 +148,7 @@ def _first_mask(module: nn.Module, mask: Tensor | None) -> Tensor | None:
 @contextmanager
 def _through_own_code(model: Model, blocks: Sequence[int], note: Callable[[int, AttentionCall], None]) -> Iterator[None]:
     attention = {index: model.anatomy.blocks[index].attention for index in blocks}
-    if all(callable(getattr(part, "_attn", None)) for part in attention.values()):
+    if all(callable(getattr(part, "_attn", None)) and hasattr(part, "scale_attn") for part in attention.values()):
         with ExitStack() as stack:
             for index, part in attention.items():
                 stack.enter_context(_own_method(part, partial(note, index)))

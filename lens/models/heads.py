@@ -194,12 +194,13 @@ def head_states(
         found = "No block was asked for" if wrong is None else f"Block {wrong}"
         raise InputError(found, f"0 to {model.n_layers - 1}, the blocks of {model.name}", "blocks=None, for all")
     with model.lock.hold(f"reading heads of {model.name}"), evaluation_mode(model.module):
-        places = _places(model)
-        size = sum(4 * len(ids) * places[block].values for block in dict.fromkeys(wanted))
+        proved = _places(model)
+        places = {block: _require_place(proved[block]) for block in wanted}
+        size = sum(4 * len(ids) * place.values for place in places.values())
         require_memory("Queries, keys and values", size, "fewer blocks, such as blocks=[0], or a shorter text")
         calls = _calls(model, ids, wanted, check)
         tables = rotary_of_blocks(model)
-        return tuple(_states(block, calls[block], tables[block], places[block]) for block in wanted)
+        return tuple(_states(block, _one(calls, block, model), tables[block], places[block]) for block in wanted)
 
 
 # -- one pass -------------------------------------------------------------------------------------
@@ -212,12 +213,12 @@ def _calls(
     check: Callable[[], None] | None = None,
     *,
     same_states: bool = False,
-) -> Mapping[int, AttentionCall]:
+) -> Mapping[int, list[AttentionCall]]:
     """Calls of the kernels of some blocks in one pass.
 
     With `same_states` every block is given the first position's states at all positions.
     """
-    calls: dict[int, AttentionCall] = {}
+    calls: dict[int, list[AttentionCall]] = {block: [] for block in blocks}
     handles = []
     for block in model.anatomy.blocks:
         if check is not None:
@@ -225,15 +226,19 @@ def _calls(
         if same_states:
             handles.append(block.module.register_forward_pre_hook(_spread, with_kwargs=True))
     tokens = torch.tensor([list(ids)], device=model.device)
-    runner = getattr(model.module, "base_model", model.module)
-    with torch.no_grad(), hooks_on(handles), attention_calls(model, blocks, calls.__setitem__):
-        runner(input_ids=tokens, use_cache=False)
-    missing = next((block for block in blocks if block not in calls), None)
-    if missing is not None:
-        raise UnsupportedModelError(
-            f"The attention of block {missing} of {model.name} was not seen", "attention with queries and keys", "another block"
-        )
+    with torch.no_grad(), hooks_on(handles), attention_calls(model, blocks, lambda block, call: calls[block].append(call)):
+        model.module.base_model(input_ids=tokens, use_cache=False)
     return calls
+
+
+def _one(calls: Mapping[int, Sequence[AttentionCall]], block: int, model: Model) -> AttentionCall:
+    if len(calls[block]) != 1:
+        seen = "was not seen" if not calls[block] else f"was seen {len(calls[block])} times"
+        found = f"The attention of block {block} of {model.name} {seen}"
+        raise UnsupportedModelError(
+            found, "one softmax of queries and keys in a block", "other blocks: head_states(…, blocks=[…])"
+        )
+    return calls[block][0]
 
 
 def _spread(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -299,10 +304,12 @@ class _Place:
 
 
 # By module; valid in the dtype and under the edits that the model was proved with.
-_PROVED: weakref.WeakKeyDictionary[nn.Module, tuple[Any, frozenset[str], dict[int, _Place]]] = weakref.WeakKeyDictionary()
+_Proved = dict[int, _Place | UnsupportedModelError]
+_PROVED: weakref.WeakKeyDictionary[nn.Module, tuple[Any, frozenset[str], _Proved]] = weakref.WeakKeyDictionary()
 
 
-def _places(model: Model) -> dict[int, _Place]:
+def _places(model: Model) -> _Proved:
+    """Of every block, or why it has none: some blocks of a hybrid model have no attention."""
     weight = model.anatomy.embedding.weight
     state, live = (weight.device, weight.dtype), frozenset(model.lock.edits)
     known = _PROVED.get(model.module)
@@ -311,14 +318,26 @@ def _places(model: Model) -> dict[int, _Place]:
     blocks = range(model.n_layers)
     rotary_of_blocks(model)  # finds them with a run of its own; below, tables are as the last run left them
     alike = _calls(model, [1 % weight.shape[0]] * min(_PROBES, model.context or _PROBES), blocks, same_states=True)
-    tables = rotary_of_blocks(model)
-    places = {block: _prove_place(model, block, alike[block], tables[block]) for block in blocks}
+    turned = rotary_of_blocks(model)
     different = _calls(model, [(7 * i + 1) % weight.shape[0] for i in range(8)], blocks)
     tables = rotary_of_blocks(model)
+    places: _Proved = {}
     for block in blocks:
-        _prove_attention(model, different[block], _states(block, different[block], tables[block], places[block]))
+        try:
+            place = _prove_place(model, block, _one(alike, block, model), turned[block])
+            call = _one(different, block, model)
+            _prove_attention(model, call, _states(block, call, tables[block], place))
+            places[block] = place
+        except UnsupportedModelError as error:
+            places[block] = error
     _PROVED[model.module] = (state, live, places)
     return places
+
+
+def _require_place(found: _Place | UnsupportedModelError) -> _Place:
+    if isinstance(found, UnsupportedModelError):
+        raise UnsupportedModelError(found.found, found.needed, found.hint)
+    return found
 
 
 def _prove_place(model: Model, block: int, call: AttentionCall, table: Rotary | None) -> _Place:
@@ -336,9 +355,8 @@ def _prove_place(model: Model, block: int, call: AttentionCall, table: Rotary | 
     if lanes and not theta.any():
         found = f"All rotary lanes of block {block} of {model.name} stand still"
         raise UnsupportedModelError(found, "a lane that turns, to see the layout by", "head_states once before the edit")
-    found = (
-        f"{'More than one' if fits else 'No'} layout of {lanes} rotary lanes explains queries of block {block} of {model.name}"
-    )
+    count = "More than one" if fits else "No"
+    found = f"{count} layout of {lanes} rotary lanes explains how queries of block {block} of {model.name} turn"
     raise UnsupportedModelError(found, "lanes in halves or in pairs, at one end of a head", "another model")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from lens.base.errors import Cancelled, InputError, MemoryEstimateError, UnsupportedModelError
 from lens.models import edits, frequencies, heads
@@ -15,6 +17,7 @@ from lens.models.heads import HeadStates, from_lanes, head_states, to_lanes, tur
 from lens.models.model import Model
 from lens.models.rotary import rotary_of_blocks
 from tests.models.families import FAMILIES, ROTARY_FAMILIES, build
+from tests.models.test_offload import elsewhere_in_memory, on_disk
 
 IDS = list(range(3, 34))
 UNSEEN = ("bloom", "falcon-alibi")
@@ -205,6 +208,19 @@ def test_smollm2(smollm2):
     assert {block.scaling for block in found} == {64**-0.5}
 
 
+@pytest.mark.parametrize("place", [on_disk, elsewhere_in_memory])
+def test_heads_and_rotary_edits_of_offloaded_blocks(tmp_path: Path, place: Any):
+    folder = tmp_path / "tiny-llama"
+    build("llama").save_pretrained(folder)
+    model, plain = Model(place(folder)), Model(AutoModelForCausalLM.from_pretrained(folder))
+    for one, other in zip(head_states(model, IDS), head_states(plain, IDS), strict=True):
+        assert torch.equal(one.query, other.query)
+    before = model.run(IDS).logits
+    with edits.rope_base(model, 500.0), edits.rope_base(plain, 500.0):
+        assert torch.equal(model.run(IDS).logits, plain.run(IDS).logits)
+    assert torch.equal(model.run(IDS).logits, before)
+
+
 # -- pure functions -------------------------------------------------------------------------------
 
 
@@ -314,6 +330,15 @@ def test_logits_that_are_more_than_queries_and_keys_are_refused(tiny):
     finally:
         package.eager_attention_forward = eager
     assert attention.o_proj.forward == own
+
+
+def test_a_block_without_attention_does_not_hide_the_others(tiny):
+    with edits.replace_block(tiny, 1, lambda states: 0 * states, part="attention"):
+        with pytest.raises(UnsupportedModelError, match="attention of block 1 of .* was not seen"):
+            head_states(tiny, IDS)
+        found = head_states(tiny, IDS, [0, 2])
+    assert [block.block for block in found] == [0, 2]
+    assert len(head_states(tiny, IDS)) == 3
 
 
 @pytest.mark.parametrize("name", UNSEEN)
