@@ -120,7 +120,9 @@ class Clock extends Things {
     say(this.at, hand ? tame(hand.label) : `${tame(this.data.name)} –`);
     const sum = { stroke: { d: "M-13 0H13", class: "lens-chart-sum" } };
     const mean = here ? [{ sample: sum, name: tame(here.label), value: tame(here.note) }] : [];
-    const said = hand ? [{ name: "angle", value: this.degrees(hand) }, ...(hand.note ? [{ name: tame(hand.note) }] : [])] : [];
+    const note = longest(this.things.map((one) => tame(one.note)));
+    const said = [{ name: "angle", value: hand ? this.degrees(hand) : "–", room: 4 },
+      ...(note ? [{ name: "", value: hand ? tame(hand.note) : "", room: note }] : [])];
     this.showEntries([...this.groupRows(), ...mean, ...said]);
   }
 }

@@ -369,6 +369,12 @@ class Plot {
   }
 }
 
+/** Points of a line with others between them, so that no two are farther apart than the height of a text. */
+const closely = (points) => points.flatMap(([x, y], n) => {
+  const [u, v] = points[n + 1] ?? [x, y];
+  const steps = Math.max(1, Math.ceil(Math.hypot(u - x, v - y) / SIZE));
+  return Array.from({ length: steps }, (_, k) => [x + (k * (u - x)) / steps, y + (k * (v - y)) / steps]);
+});
 const NOWHERE = { width: 0, height: 0 };
 const inner = ({ x = 0, y = 0, width, height }, by) => ({
   x: x + by, y: y + by, width: Math.max(0, width - 2 * by), height: Math.max(0, height - 2 * by) });

@@ -5,6 +5,7 @@ const TOGETHER = 5; // dots nearer than this are one place for the eye
 class Things extends Plot {
   listen() {
     super.listen();
+    this.readout.classList.add("lens-chart-named"); // the name has a line of its own
     this.body.addEventListener("pointermove", (event) => {
       const spot = this.spotAt(event);
       if (spot === this.hover) return;
@@ -71,8 +72,6 @@ class Things extends Plot {
       this.spots[n].spot = n;
       put(this.spots[n], { cx: x, cy: y, r: 7, "aria-label": this.spoken(thing) });
     });
-    const widest = Math.max(...this.things.map(({ label }) => this.text(tame(label))));
-    put(this.at, { style: `min-width:${Math.ceil(Math.min(1.1 * widest, 240))}px` });
   }
 
   /** Rings and larger marks over what is pointed at and what is selected. */
@@ -87,7 +86,7 @@ class Things extends Plot {
     put(focus, around(this.ringed ? this.focus : null, 11));
   }
 
-  /** Entries of the read-out: a sample where there is one, a name, and a value. */
+  /** Entries of the read-out: a sample where there is one, a name, and a value in room for the longest. */
   showEntries(rows) {
     const entries = pool(this.entries, rows.length, () => make("span.entry", {},
       make("span.sample"), make("span.name"), make("span.value")));
@@ -114,6 +113,8 @@ class Things extends Plot {
 }
 
 const SAMPLE = { width: 26, height: 12, viewBox: "-13 -6 26 12", "aria-hidden": "true" };
+const rounded = (value) => (known(value) ? Number(value.toPrecision(3)) : null); // between the points of a curve
+const longest = (texts) => Math.max(0, ...texts.map((text) => text.length));
 const at = ([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`;
 
 /** Dots with names among curves and named lines. */
@@ -154,8 +155,8 @@ class Scatter extends Things {
     this.drawFrame();
     const paths = pool(this.part("curves", this.clip), curves.length, () => shape("path"));
     curves.forEach((line, n) => put(paths[n], { d: this.curve(line), stroke: this.view.seen(line.colour), class: dashClass(n) }));
-    const points = curves.flatMap(({ x, y }) => x.map((value, n) => ({ x: value, y: y[n] })));
-    this.ink = [...this.places, ...points.filter(({ y }) => known(y)).map((point) => this.place(point))];
+    this.ink = [...this.places, ...curves.flatMap(({ x, y }) => (
+      closely(x.flatMap((value, n) => (share(y[n], this.data.y) === undefined ? [] : [this.place({ x: value, y: y[n] })])))))];
     this.drawRules();
     this.drawMarks(this.clip);
     this.quiet("names");
@@ -270,18 +271,19 @@ class Scatter extends Things {
     const { data } = this;
     const thing = spot === null ? data.here : this.things[spot];
     const others = spot === null ? [] : this.together(spot).filter((n) => n !== spot);
-    say(this.at, thing ? tame(thing.label) : `${tame(data.name)} –`);
-    const axis = (side, key) => ({ name: tame(side.title), value: thing ? withUnit(number(thing[key]), side) : "–" });
+    const also = others.length ? `, in the same place ${others.map((n) => tame(this.things[n].label)).join(", ")}` : "";
+    say(this.at, thing ? tame(thing.label) + also : `${tame(data.name)} –`);
+    const axis = (side, key) => ({ name: tame(side.title), value: thing ? withUnit(number(thing[key]), side) : "–",
+      room: longest(this.things.map((dot) => withUnit(number(dot[key]), side))) });
     const curves = data.curves.map((line, n) => ({
       sample: { stroke: { d: "M-13 0H13", class: `lens-chart-curve ${dashClass(n)}`, stroke: this.view.seen(line.colour) } },
-      name: tame(line.name), value: thing ? number(this.read(line, thing.x)) : "–",
-      room: Math.max(...line.y.map((value) => number(value).length)),
+      name: tame(line.name), value: thing ? number(rounded(this.read(line, thing.x))) : "–",
+      room: longest(line.y.map((value) => number(rounded(value)))),
     }));
     const rules = (this.rulesNamed ? [] : data.rules).map((line, n) => ({
       sample: { stroke: { d: "M-13 0H13", class: levelClass(n) } },
       name: tame(line.label), value: this.ruleValue(line),
     }));
-    const same = others.length ? [{ name: "in the same place", value: others.map((n) => tame(this.things[n].label)).join(", ") }] : [];
-    this.showEntries([axis(data.x, "x"), axis(data.y, "y"), ...curves, ...rules, ...this.groupRows(), ...same]);
+    this.showEntries([axis(data.x, "x"), axis(data.y, "y"), ...curves, ...rules, ...this.groupRows()]);
   }
 }

@@ -152,8 +152,8 @@ class Lines extends SeriesPlot {
   inked() {
     const { series, x, y } = this.data;
     const all = series.flatMap(({ values, low = [], high = [] }) => [values, low, high]);
-    return all.flatMap((values) => values.flatMap((value, n) => (
-      share(value, y) === undefined ? [] : [[this.x(x.values[n]), this.y(value)]])));
+    return all.flatMap((values) => closely(values.flatMap((value, n) => (
+      share(value, y) === undefined ? [] : [[this.x(x.values[n]), this.y(value)]]))));
   }
 
   /** Many points leave no room for marks; then each curve has its own dashes. */

@@ -89,11 +89,11 @@ def _kernel(compared: xr.Dataset) -> dict[str, Any]:
         if np.isfinite(first):
             found.append(rule(first, "below zero at" if compared.sizes["table"] == 1 else f"{name} below zero at", on="x"))
     first = float(compared.first_negative[-1])
-    title = f"below zero from offset {first:,.0f}" if np.isfinite(first) else "above zero within the context"
-    named = f"offset, in runs of {run:,}" if run > 1 else "offset"
+    title = f"first below zero: {first:,.0f}" if np.isfinite(first) else "above zero within the context"
+    named = "sum of the lanes' cosines" + (f", least to greatest of {run:,} offsets" if run > 1 else "")
     return lines(
-        "offset", compared.offset, drawn, x_axis=axis(named, "tokens", range=(0, context)), title=title,
-        y_axis=axis("sum of the lanes' cosines", range=(-width / 2, width)), rules=found, marks=False,
+        "offset", compared.offset, drawn, x_axis=axis("offset", "tokens", range=(0, context)), title=title,
+        y_axis=axis(named, range=(-width / 2, width)), rules=found, marks=False,
     )  # fmt: skip
 
 

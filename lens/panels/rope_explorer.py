@@ -160,11 +160,16 @@ class RopeExplorer(ChartPanel):
         return {**facts, "says": _sentence(facts)}
 
     def _selection(self, view: Mapping[str, Any]) -> dict[str, Any]:
-        return {"offset": view["position"]} | ({} if view["lane"] is None else {"lane": view["lane"]})
+        offsets, last = (self._result.compared[name].to_numpy() for name in ("offset", "last"))
+        run = int(np.searchsorted(last, view["position"]))
+        offset = {"offset": int(offsets[run])} if run < len(offsets) else {}
+        return offset | ({} if view["lane"] is None else {"lane": view["lane"]})
 
     def _chosen(self, selected: Mapping[str, Any]) -> dict[str, Any]:
-        names = {"lane": "lane", "offset": "position"}
-        return {names[name]: int(value) for name, value in selected.items() if name in names}
+        """A click on another run of offsets is a position; the run that is marked holds the position already."""
+        marked = self._selection(self._view).get("offset")
+        position = {"position": int(selected["offset"])} if selected.get("offset", marked) != marked else {}
+        return position | ({"lane": int(selected["lane"])} if "lane" in selected else {})
 
     def _lock(self) -> ModelLock | None:
         return None

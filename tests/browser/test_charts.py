@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lens.figures.chart import SCRIPTS, STYLES, axis, bars, chart, heat_map, histogram, lines, rule, series
+from lens.figures.chart import SCRIPTS, STYLES, axis, bars, chart, clock, heat_map, histogram, lines, rule, scatter, series
 from lens.figures.page import widget_source
 from tests.base.hostile import HOSTILE
 from tests.browser.conftest import Watched
@@ -69,8 +69,9 @@ TROUBLE = """() => {
         found.push(`outside: ${text.textContent}`);
       }
     }
-    for (const kind of ['up', 'across', 'numbers', 'values']) {
-      const boxes = [...figure.querySelectorAll(`.lens-chart-${kind} text, .lens-chart-here-text`)]
+    for (const kind of ['up', 'across', 'numbers', 'values', 'names', 'labels']) {
+      const other = ['names', 'labels'].includes(kind) ? '.lens-chart-names text' : '.lens-chart-front .lens-chart-here-text';
+      const boxes = [...figure.querySelectorAll(`.lens-chart-${kind} text, ${other}`)]
         .filter((text) => text.textContent && getComputedStyle(text).visibility === 'visible')
         .filter((text) => kind !== 'numbers' && kind !== 'values' || !text.matches('.lens-chart-here-text'))
         .map((text) => [text, text.getBoundingClientRect()]);
@@ -106,6 +107,37 @@ def ladder(values: Any = (-0.29, 0.47, 0.78, 0.96)) -> dict[str, Any]:
     return bars("ladder", names, {"R²": list(values)}, label_axis="map", value_axis=axis("R²", range=(-0.5, 1)))
 
 
+MODELS = [("Llama-2 7B", 4096, 1e4), ("Llama-2 70B", 4096, 1e4), ("Llama-3 8B", 8192, 5e5), ("SmolLM2-135M", 8192, 1e5),
+          ("Qwen2.5-7B", 32_768, 1e6), ("Qwen2.5-7B-1M", 1_010_000, 1e7), ("Gradient-1048k", 1_048_576, 2.8e9)]  # fmt: skip
+
+
+def cloud(**options) -> dict[str, Any]:
+    dots = [{"x": x, "y": y, "label": label, "group": "released models"} for label, x, y in MODELS]
+    length = np.geomspace(256, 2**20, 41)
+    curves = {"DC stability": (length, 3.149 * length), "depth": (length, 17.7 * length)}
+    given = {"x_axis": axis("context", "tokens", scale="log", range=(256, 2**20.5)), "named": ["Gradient-1048k", "Qwen2.5-7B-1M"],
+             "y_axis": axis("base", scale="log", range=(100, 1e10)), "here": {"x": 20_000, "y": 3e3, "label": "here"},
+             "rules": [rule(2.1e8, "precision wall"), rule(2048, "training", on="x")]}  # fmt: skip
+    return scatter("model", dots, curves, **given | options)
+
+
+def hands(position: int = 37, count: int = 64) -> dict[str, Any]:
+    angles = position * 1e4 ** (-np.arange(count) / count)
+    bands = ["fast lanes", "middle lanes", "slow lanes"]
+    given = [
+        {
+            "angle": angle,
+            "label": f"lane {n}",
+            "value": n,
+            "group": bands[3 * n // count],
+            "length": 1 - 0.6 * n / count,
+            "note": f"turn {n}",
+        }
+        for n, angle in enumerate(angles)
+    ]
+    return clock("lane", given, title=f"position {position}", here={"angle": 0.3, "length": 0.5, "label": "mean", "note": "0.50"})
+
+
 def everything() -> dict[str, Any]:
     angles = histogram("angles", np.linspace(0, 180, 37), {"block": np.arange(36)}, x_axis=axis("rotation angle", "°"))
     blocks = bars("blocks", np.arange(30), {"attention": np.arange(30), "mlp": 30 - np.arange(30)}, label_axis="block",
@@ -118,7 +150,8 @@ def everything() -> dict[str, Any]:
     large = heat_map("large", LAYERS, LAYERS, whole, x_axis="from layer", y_axis="to layer", value_axis=axis("R²", range=(0, 1)))
     grouped = bars("parts", ["attention", "mlp"], {"held out": [0.2, 0.5], "in sample": [0.3, 0.6]}, label_axis="part",
                    value_axis="R²")  # fmt: skip
-    return chart([curves(), pairs(), ladder(), angles, blocks, heads, logs, large, grouped])
+    ruled = curves("ruled", rules=[rule(value, f"level {value}") for value in (2, 4, 6)] + [rule(9, "here", on="x")], marks=False)
+    return chart([curves(), pairs(), ladder(), angles, blocks, heads, logs, large, grouped, cloud(), hands(), ruled])
 
 
 class Shown:
@@ -166,7 +199,7 @@ def show(watched, tmp_path):
 @pytest.mark.parametrize("theme", SURFACES)
 @pytest.mark.parametrize("width", [1280, 420])
 def test_texts_are_whole_apart_and_readable(show, keep, theme, width):
-    chosen = {"layer": 12, "pairs": [2, 6], "heads": [3, 1], "large": [10, 20]}
+    chosen = {"layer": 12, "pairs": [2, 6], "heads": [3, 1], "large": [10, 20], "model": "Llama-3 8B", "lane": 12}
     shown = show(*everything()["plots"], theme=theme, selected=chosen)
     shown.page.set_viewport_size({"width": width, "height": 900})
     expect(shown.page.locator(".lens-chart")).to_have_attribute("data-theme", theme)
@@ -425,6 +458,118 @@ def test_the_keys_are_read_out_under_a_resting_pointer(show):
     shown.spot("layer 3:").click()
     shown.press("ArrowRight")
     expect(shown.readout).to_contain_text("layer 4")
+
+
+# -- dots and hands -------------------------------------------------------------------------------
+
+
+def thing(shown: Shown, label: str):
+    return shown.page.locator(f"circle[aria-label^='{label}']")
+
+
+def names(shown: Shown) -> list[str]:
+    return [text for text in shown.page.locator(".lens-chart-labels text").all_text_contents() if text]
+
+
+def test_dots_are_named_under_the_pointer_and_say_what_the_curves_ask_for(show):
+    shown = show(cloud(here=None))
+    assert names(shown) == ["Gradient-1048k", "Qwen2.5-7B-1M"]
+    thing(shown, "SmolLM2").hover(force=True)
+    assert "SmolLM2-135M" in names(shown)
+    expect(shown.readout).to_contain_text("context8,192\u00a0tokens")
+    expect(shown.readout).to_contain_text("DC stability25,800")
+    shown.page.mouse.move(5, 5)
+    assert names(shown) == ["Gradient-1048k", "Qwen2.5-7B-1M"]
+
+
+def test_dots_in_one_place_are_clicked_in_turn(show):
+    shown = show(cloud())
+    box = thing(shown, "Llama-2 7B").bounding_box()
+    chosen = []
+    for _ in range(3):
+        shown.page.mouse.click(box["x"] + box["width"] / 2 + 2, box["y"] + box["height"] / 2)
+        chosen.append(shown.selected()["model"])
+    assert sorted(set(chosen)) == ["Llama-2 70B", "Llama-2 7B"]
+    assert chosen[0] == chosen[2]
+    assert f"{chosen[2]} +1" in names(shown)
+    expect(shown.readout).to_contain_text(f"{chosen[2]}, in the same place {chosen[1]}")
+
+
+PLACES = "() => [...document.querySelectorAll('.lens-chart-svg')].map((svg) => svg.getBoundingClientRect().top)"
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_pictures_of_dots_and_hands_stay_under_the_pointer(show, width):
+    shown = show(cloud(here=None), hands())
+    shown.page.set_viewport_size({"width": width, "height": 1200})
+    shown.page.wait_for_function(f"document.querySelector('figure svg').getBoundingClientRect().right <= {width}")
+    before = shown.page.evaluate(PLACES)
+    for label in [f"{label}:" for label, *_ in MODELS] + [f"lane {n}:" for n in range(0, 64, 7)]:
+        thing(shown, label).hover(force=True)
+        assert shown.page.evaluate(PLACES) == before
+
+
+def test_arrow_keys_walk_the_dots_along_both_axes(show):
+    shown = show(cloud())
+    thing(shown, "SmolLM2-135M").focus()
+    assert shown.press("ArrowUp").startswith("Llama-3 8B: context 8,192")
+    assert shown.press("ArrowRight").startswith("SmolLM2-135M")
+    assert shown.press("End").startswith("Gradient-1048k")
+    assert shown.press("ArrowRight").startswith("Gradient-1048k")
+    shown.press("Enter")
+    assert shown.selected() == {"model": "Gradient-1048k"}
+
+
+def test_where_nothing_is_pointed_at_the_place_of_the_controls_is_read(show):
+    shown = show(cloud())
+    expect(shown.readout).to_contain_text("here")
+    expect(shown.readout).to_contain_text("base3,000")
+    shown.set("spec", chart([cloud(here={"x": 8192, "y": 1e6, "label": "here"})]))
+    expect(shown.readout).to_contain_text("base1,000,000")
+
+
+def test_hands_point_where_their_angles_say(show):
+    quarter = [{"angle": n * np.pi / 2, "label": f"lane {n}", "length": 0.5} for n in range(4)]
+    shown = show(clock("lane", quarter))
+    east, north, west, south = ([float(thing(shown, f"lane {n}").get_attribute(key)) for key in ("cx", "cy")] for n in range(4))
+    assert east[1] == pytest.approx(west[1], abs=0.2)
+    assert north[0] == pytest.approx(south[0], abs=0.2)
+    assert north[1] < east[1] < south[1]
+    assert west[0] < north[0] < east[0]
+
+
+def test_a_hand_and_a_curve_of_one_name_are_selected_together(show):
+    wavelengths = lines("lane", range(64), {"default": range(64)}, x_axis="lane", y_axis="tokens")
+    shown = show(hands(), wavelengths)
+    thing(shown, "lane 12:").click(force=True)
+    assert shown.selected() == {"lane": 12}
+    expect(shown.page.locator("[aria-selected=true]")).to_have_count(2)
+    expect(shown.readout.last).to_contain_text("lane 12")
+    thing(shown, "lane 12:").focus()
+    assert shown.press("ArrowRight", "PageUp").startswith("lane 8:")
+
+
+def test_a_position_that_moves_turns_the_hands_that_are_there(show):
+    shown = show(hands())
+    thing(shown, "lane 9:").focus()
+    shown.page.evaluate(REMEMBER)
+    shown.set("spec", chart([hands(position=38)]))
+    assert shown.page.evaluate(SAME)
+    expect(thing(shown, "lane 9:")).to_be_focused()
+    expect(shown.page.get_by_role("heading", name="position 38")).to_be_visible()
+
+
+def test_vertical_rules_stand_at_their_x_and_bear_their_names(show):
+    shown = show(curves(rules=[rule(12, "trained", on="x"), rule(40, "beyond", on="x")]))
+    drawn = [path.get_attribute("d") for path in shown.page.locator(".lens-chart-levels path").all()]
+    assert drawn[1] == ""
+    spot = shown.spot("layer 12:")
+    middle = float(spot.get_attribute("x")) + float(spot.get_attribute("width")) / 2
+    assert float(drawn[0][1:].split(" ")[0]) == pytest.approx(middle, abs=1)
+    assert shown.page.locator(".lens-chart-names text").all_text_contents() == ["trained 12", ""]
+    expect(shown.page.get_by_role("listbox")).to_have_accessible_name(
+        "KL to the last layer (nats) by layer; trained 12; beyond 40"
+    )
 
 
 # -- new values -----------------------------------------------------------------------------------

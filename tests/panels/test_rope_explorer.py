@@ -99,6 +99,15 @@ def test_clicks_choose_a_lane_and_a_position(explorer):
     assert explorer.chart.spec["plots"][0]["title"] == "position 2,001"
 
 
+def test_a_click_on_a_lane_leaves_the_position_where_it_is(explorer):
+    explorer.set(position=100)  # within the run of offsets that begins at 90
+    assert explorer.chart.selected == {"offset": 90}
+    explorer.chart.selected = {"lane": 3, "offset": 90}
+    assert explorer.summary()["position"] == 100
+    explorer.set(position=5000)
+    assert explorer.chart.selected == {"lane": 3}
+
+
 def test_a_narrower_head_keeps_a_lane_that_it_has(explorer):
     explorer.set(lane=31)
     explorer.set(width=16)
