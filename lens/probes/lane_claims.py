@@ -15,7 +15,7 @@ from lens.models.heads import HeadStates, head_states
 from lens.models.model import Model
 from lens.probes.band_entropy import lane_entropy
 from lens.probes.dataset import exact, variable
-from lens.probes.lanes import head_lanes, lane_usage
+from lens.probes.lanes import first_key_lead, head_lanes, lane_usage
 from lens.probes.positional_kernel import (
     all_logits,
     diagonal_score,
@@ -56,7 +56,9 @@ def lane_claims(
 
         - `query_amplitude`, `key_amplitude`, `first_key_amplitude`, `joint_share` `[document, block, head, lane]`, and
           `fast_share`, `slow_share` `[document, block, head]`, as `lane_usage` has them;
-        - `previous_token`, `diagonal` `[document, block, head]`: mean attention to the token before, and to the token itself;
+        - `previous_token`, `diagonal`, `first_token` `[document, block, head]`: mean attention to the token before, to the token
+          itself, and to the first;
+        - `first_key_lead[document, block, head, lane]`: by how much each lane lifts the first key's logit above the others';
         - `kernel_share`, `offset_share`, `residual_fraction` `[document, block, head]`, as in `positional_kernel`;
         - `far_beats_near[document, base, block, head]` and `flipped[document, base, block, head]` (at half of the context), as in
           `key_order`, with the base of this block alone changed; `base` is a multiple of the trained one (see `rebased`);
@@ -96,13 +98,11 @@ def _document(
         if check is not None:
             check()
         heads = [_head(block, head, context, draws, generator) for head in range(len(block.query))]
-        blocks.append({name: np.stack([one[name] for one in heads], axis=-1) for name in heads[0]})
-    columns = {name: np.stack([one[name] for one in blocks], axis=-2) for name in blocks[0]}
+        blocks.append({name: np.stack([one[name] for one in heads]) for name in heads[0]})
+    columns = {name: np.stack([one[name] for one in blocks]) for name in blocks[0]}
+    columns |= {name: np.moveaxis(columns[name], -1, 0) for name in ("far_beats_near", "flipped")}
     entropy = np.stack([lane_entropy(block.key_lanes()[:, 1:], block.theta)[usage.kv_head.to_numpy()] for block in states])
-    found = {
-        name: variable(("base", "block", "head") if name in _BY_BASE else ("block", "head"), columns[name], label)
-        for name, label in _LABELS.items()
-    }
+    found = {name: variable(_DIMS.get(name, ("block", "head")), columns[name], label) for name, label in _LABELS.items()}
     found["entropy"] = variable(("block", "head", "lane"), entropy, "entropy of the lane's rotated keys", "nats")
     base = exact(("base",), np.array(FACTORS), "base of this block, as a multiple of the trained one")
     return usage.assign(found).assign_coords({"base": base})
@@ -111,18 +111,21 @@ def _document(
 _LABELS = {
     "previous_token": "mean attention to the token before",
     "diagonal": "mean attention to the token itself",
+    "first_token": "mean attention to the first token",
+    "first_key_lead": "lead of the first key over the others, from one lane",
     "kernel_share": "variance of the logits that the mean-field kernel explains",
     "offset_share": "variance of the logits that the best function of distance explains",
     "residual_fraction": "1 − Var(kernel)/Var(logit)",
     "far_beats_near": "probability that a far key beats a near one",
     "flipped": "probability that half the context turns the order of two keys over",
 }
-_BY_BASE = ("far_beats_near", "flipped")
+_DIMS = {"first_key_lead": ("block", "head", "lane")} | dict.fromkeys(("far_beats_near", "flipped"), ("base", "block", "head"))
 
 
 def _head(states: HeadStates, head: int, context: int, draws: int, generator: np.random.Generator) -> dict[str, Any]:
     """One head's numbers, by the names of `_LABELS`."""
-    lanes = head_lanes(states, head).after(1)
+    whole = head_lanes(states, head)
+    lanes = whole.after(1)
     pattern = np.asarray(states.pattern(head))
     share = explained_variance(all_logits(lanes), mean_field_kernel(lanes), lanes.window)
     orders = []
@@ -132,6 +135,8 @@ def _head(states: HeadStates, head: int, context: int, draws: int, generator: np
     return {
         "previous_token": previous_token_score(pattern),
         "diagonal": diagonal_score(pattern),
+        "first_token": pattern[1:, 0].mean(),
+        "first_key_lead": first_key_lead(whole)[: whole.rotary],
         "kernel_share": share.kernel,
         "offset_share": share.offset,
         "residual_fraction": 1 - share.kernel_variance,
@@ -151,19 +156,49 @@ def lane_verdicts(claims: xr.Dataset) -> list[dict[str, Any]]:
 
     Returns:
         Rows of `claim`, `source`, `measured` (what the number is), `threshold` (from which the claim holds; ours, for the papers
-        give none), `value` (mean over documents), `low`, `high` (95 %) and `verdict` (`holds`, `fails` or `open`).
+        give none), `value` (mean over documents), `low`, `high` (95 %) and `verdict` (`holds`, `fails`, `open`, or
+        `untested` where the model has no lane or head of the kind).
     """
     documents = [claims.isel(document=number) for number in range(claims.sizes["document"])]
-    rows = []
-    for claim, source, measured, threshold, statistic in _CLAIMS:
-        found = [statistic(document) for document in documents]
-        low, high = document_interval(found, np.mean)
-        rows.append({
-            "claim": claim, "source": source, "measured": measured, "threshold": threshold,
-            "value": round(float(np.mean(found)), 3), "low": round(low, 3), "high": round(high, 3),
-            "verdict": verdict((low, high), at_least=threshold),
-        })  # fmt: skip
-    return rows
+    return [
+        {"claim": claim, "source": source, "measured": measured, "threshold": threshold,
+         **_judged([statistic(document) for document in documents], threshold)}
+        for claim, source, measured, threshold, statistic in _CLAIMS
+    ]  # fmt: skip
+
+
+def _judged(values: Sequence[float], threshold: float) -> dict[str, Any]:
+    if np.isnan(values).any():
+        return {"value": None, "low": None, "high": None, "verdict": "untested"}
+    low, high = document_interval(values, np.mean)
+    found = {"value": float(np.mean(values)), "low": low, "high": high}
+    return {**{name: round(one, 3) for name, one in found.items()}, "verdict": verdict((low, high), at_least=threshold)}
+
+
+def lane_numbers(claims: xr.Dataset) -> dict[str, Any]:
+    """What is known of a model's lanes beside the claims: means over documents, quartiles over heads, three digits."""
+    mean = claims.mean("document", keep_attrs=True)
+    quartiles = {
+        name: [round(float(one), 3) for one in mean[name].quantile([0.25, 0.5, 0.75])]
+        for name in ("fast_share", "slow_share", "kernel_share", "offset_share", "residual_fraction")
+    }
+    by_base = {
+        name: {f"{base:g}": round(float(mean[name].sel(base=base).mean()), 3) for base in mean.base.to_numpy()}
+        for name in ("far_beats_near", "flipped")
+    }
+    entropy = mean.entropy.mean("head")
+    bands = [band for band in ("fast", "middle", "slow") if (mean.band == band).any()]
+    lead = mean.first_key_lead.where(mean.first_token > 0.5)
+    return {
+        "documents": claims.sizes["document"],
+        "quartiles": quartiles,
+        "by_base": by_base,
+        "entropy": {band: round(float(entropy.where(mean.band == band).mean()), 3) for band in bands},
+        "sink_heads": round(float((mean.first_token > 0.5).mean()), 3),
+        "first_key_lead": {
+            band: round(float(lead.where(mean.band == band).sum("lane", min_count=1).mean()), 3) for band in bands
+        },
+    }
 
 
 def slow_to_other(claims: xr.Dataset, side: str) -> float:
@@ -171,6 +206,24 @@ def slow_to_other(claims: xr.Dataset, side: str) -> float:
     amplitude = claims[f"{side}_amplitude"].mean("head")
     slow = claims.band == "slow"
     return float(amplitude.where(slow).mean() / amplitude.where(~slow).mean())
+
+
+def slow_strongest(claims: xr.Dataset) -> float:
+    """Share of the heads whose largest joint share is a slow lane's."""
+    slow = (claims.band == "slow").to_numpy()[:, None]
+    largest = claims.joint_share.to_numpy().argmax(-1)
+    return float(np.take_along_axis(slow, largest[..., None], -1).mean())
+
+
+def slow_lead(claims: xr.Dataset) -> float:
+    """Share of the first key's lead that slow lanes make, over the heads that give the first token more than half.
+
+    Above 1 where the other lanes take away from it; NaN where no head gives so much.
+    """
+    lead = claims.first_key_lead.where(claims.first_token > 0.5)
+    return (
+        float(lead.where(claims.band == "slow", 0.0).where(lead.notnull()).sum() / lead.sum()) if lead.notnull().any() else np.nan
+    )
 
 
 def head_correlation(claims: xr.Dataset, one: str, other: str) -> float:
@@ -207,6 +260,9 @@ _CLAIMS: tuple[tuple[str, str, str, float, Callable[[xr.Dataset], float]], ...] 
      lambda claims: slow_to_other(claims, "query")),
     ("Slow lanes carry the largest norms on average: keys", f"{BARBERO}, Gemma-7B", "slow lanes over all others", 1.0,
      lambda claims: slow_to_other(claims, "key")),
+    ("The strongest lane of a head is a slow one", f"{BARBERO}, Gemma-7B", "share of the heads", 0.5, slow_strongest),
+    ("Slow lanes make the first token a sink", "no paper; it is what the large norms are for here",
+     "their share of the first key's lead, heads that give it over half", 0.5, slow_lead),
     ("Heads that load the fast lanes attend to the token before", f"{BARBERO}, Gemma-7B", "rank correlation over heads", 0.5,
      lambda claims: head_correlation(claims, "fast_share", "previous_token")),
     ("Heads that load the fast lanes attend to the token itself", f"{BARBERO}, Gemma-7B", "rank correlation over heads", 0.5,

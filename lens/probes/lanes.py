@@ -125,6 +125,19 @@ def lane_profiles(lanes: HeadLanes) -> Float[np.ndarray, "lane offset"]:
     return (lanes.weight * np.real(turned) / (length - offsets)[:, None]).T
 
 
+def first_key_lead(lanes: HeadLanes) -> Float[np.ndarray, " lane"]:
+    """By how much each lane lifts the first key above the others, on average over the queries that come later.
+
+    A softmax sees differences between keys alone: where the first token is a sink, the lead says which lanes make it one.
+    """
+    later = lanes.after(1)
+    profile = lane_profiles(later)
+    pairs = len(later.query) - np.arange(profile.shape[1])
+    queries = np.arange(1, len(lanes.query))
+    first = lane_contributions(lanes, queries, 0 * queries).mean(0)
+    return first - profile @ pairs / pairs.sum()
+
+
 def wavelengths(theta: Float[np.ndarray, "*axes lane"]) -> Float[np.ndarray, "*axes lane"]:
     """Tokens per turn; infinite for lanes that stand still."""
     with np.errstate(divide="ignore"):

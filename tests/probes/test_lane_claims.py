@@ -11,7 +11,16 @@ from lens.base.errors import Cancelled, InputError
 from lens.base.progress import CancelToken
 from lens.corpora import Document
 from lens.models.heads import head_states
-from lens.probes.lane_claims import FACTORS, fast_in_fifth, lane_claims, lane_verdicts, slow_to_other
+from lens.probes.lane_claims import (
+    FACTORS,
+    fast_in_fifth,
+    lane_claims,
+    lane_numbers,
+    lane_verdicts,
+    slow_lead,
+    slow_strongest,
+    slow_to_other,
+)
 from lens.probes.lanes import lane_usage
 from lens.probes.positional_kernel import positional_kernel, positional_scores
 from tests.models.families import build
@@ -59,7 +68,10 @@ def test_the_same_seed_draws_the_same(model, claims):
 
 
 def test_verdicts_compare_intervals_with_thresholds(claims):
-    for row in lane_verdicts(claims):
+    rows = {row["claim"]: row for row in lane_verdicts(claims)}
+    sink = rows.pop("Slow lanes make the first token a sink")  # no head of this model gives it more than half
+    assert (sink["value"], sink["verdict"]) == (None, "untested")
+    for row in rows.values():
         assert row["low"] <= row["value"] <= row["high"]
         expected = "holds" if row["low"] >= row["threshold"] else "fails" if row["high"] < row["threshold"] else "open"
         assert row["verdict"] == expected
@@ -69,6 +81,28 @@ def test_planted_slow_lanes_are_larger_by_what_was_planted(claims):
     planted = claims.copy()
     planted["query_amplitude"] = xr.where(claims.band == "slow", 3.0, 1.5).broadcast_like(claims.query_amplitude)
     assert slow_to_other(planted.isel(document=0), "query") == pytest.approx(2)
+
+
+def test_the_lead_is_counted_over_sinks_alone_and_may_exceed_one(claims):
+    planted = claims.isel(document=0).copy()
+    planted["first_token"] = xr.zeros_like(planted.first_token)
+    assert np.isnan(slow_lead(planted))
+    planted["first_token"][1, 2] = 0.9
+    planted["first_key_lead"] = xr.full_like(planted.first_key_lead, 1000.0)
+    planted["first_key_lead"][1, 2] = np.where(planted.band[1] == "slow", 6.0, -1.0)
+    slow = int((planted.band[1] == "slow").sum())
+    assert slow_lead(planted) == pytest.approx(6 * slow / (6 * slow - (4 - slow)))
+    planted["joint_share"][0, 0] = [0.4, 0.3, 0.2, 0.1]
+    one = planted.isel(block=[0], head=[0])
+    assert slow_strongest(one) == 0
+
+
+def test_numbers_are_quartiles_and_means(claims):
+    found = lane_numbers(claims)
+    assert found["documents"] == 2
+    shares = claims.kernel_share.mean("document")
+    assert found["quartiles"]["kernel_share"] == [round(float(shares.quantile(q)), 3) for q in (0.25, 0.5, 0.75)]
+    assert found["by_base"]["flipped"]["1"] == round(float(claims.flipped.sel(base=1).mean()), 3)
 
 
 def test_fifths_are_counted_from_the_first_block():
@@ -99,4 +133,5 @@ def test_the_strongest_claims_on_smollm2(smollm2):
     found = lane_claims(smollm2, documents, tokens=48, draws=100)
     verdicts = {row["claim"]: row for row in lane_verdicts(found)}
     assert verdicts["Slow lanes carry the largest norms on average: queries"]["value"] > 1.5
+    assert verdicts["Slow lanes make the first token a sink"]["value"] > 0.8
     assert verdicts["Heads that load the fast lanes attend to the token before"]["value"] > 0.6

@@ -9,7 +9,7 @@ import torch
 import lens
 from lens.base.errors import InputError, UnsupportedModelError
 from lens.models.heads import HeadStates, from_lanes, head_states
-from lens.probes.lanes import head_lanes, lane_contributions, lane_logits, lane_offsets, lane_profiles, lane_usage
+from lens.probes.lanes import first_key_lead, head_lanes, lane_contributions, lane_logits, lane_offsets, lane_profiles, lane_usage
 from tests.models.families import build
 
 LENGTH, WIDTH, HEADS, KV_HEADS = 12, 16, 4, 2
@@ -105,6 +105,13 @@ def test_offsets_leave_the_first_token_out_and_end_at_the_window():
     assert np.allclose(
         found.level.sum(), np.concatenate([np.diagonal(logits, -offset) for offset in range(5)]).mean(), atol=1e-12
     )
+
+
+def test_the_first_keys_lead_is_its_mean_less_that_of_all_others():
+    lanes = head_lanes(made_up(), 1)
+    logits = lane_contributions(lanes, *all_cells(LENGTH)).sum(1).reshape(LENGTH, LENGTH)
+    others = np.mean([logits[m, n] for m in range(1, LENGTH) for n in range(1, m + 1)])
+    assert first_key_lead(lanes).sum() == pytest.approx(logits[1:, 0].mean() - others, abs=1e-12)
 
 
 def test_another_table_is_taken_with_its_factor():
