@@ -75,16 +75,16 @@ def _losses(trained: xr.Dataset, turned: xr.Dataset) -> dict[str, Any]:
 
 def _bases(visited: Mapping[float, float], trained_base: float, as_trained: float) -> dict[str, Any]:
     bases = np.array(sorted({*visited, trained_base}))
-    losses = np.array([visited.get(base, np.nan) for base in bases])
-    at = bases == trained_base
-    curves = [series("bases tried", losses, colour=ORANGE), series("as trained", np.where(at, as_trained, np.nan), colour=BLUE)]
-    top = max(8.0, float(2 * np.ceil(np.nanmax(losses) / 2)))
+    losses = np.array([visited.get(base, as_trained) for base in bases])
+    at = np.where(bases == trained_base, as_trained, np.nan)
+    curves = [series("bases tried", losses, colour=ORANGE), series("as trained", at, colour=BLUE)]
+    low = float(np.floor(min(losses.min(), as_trained)))
     return lines(
         "base",
         bases,
         curves,
         x_axis=axis("rotary base", scale="log", range=(min(1e2, bases[0]), max(1e9, bases[-1]))),
-        y_axis=axis("mean loss of this text", "nats per token", range=(0.0, top)),
+        y_axis=axis("mean loss of this text", "nats per token", range=(low, max(low + 2, float(np.ceil(losses.max()))))),
         title="by base",
         rules=[rule(trained_base, "trained base", on="x")],
     )

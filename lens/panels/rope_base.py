@@ -343,7 +343,7 @@ def _bases(trained: float, turned: float) -> list[tuple[str, float]]:
     even = [float(f"{10 ** (first + step / STEPS):.3g}") for step in range((last - first) * STEPS + 1)]
     apart = 10 ** (0.4 / STEPS)  # a step nearer than this to one of the two gives way to it
     kept = [base for base in even if not any(1 / apart < base / known < apart for known in (trained, turned))]
-    return [(f"{base:,.0f}{' (trained)' if base == trained else ''}", base) for base in sorted({*kept, trained, turned})]
+    return [("as trained" if base == trained else f"{base:,.0f}", base) for base in sorted({*kept, trained, turned})]
 
 
 def _striking(result: _Result) -> int:

@@ -54,14 +54,15 @@ def test_losses_stand_at_the_token_that_was_to_be_predicted():
 def test_bases_tried_stand_around_the_trained_one():
     plot = plots()[1]
     assert plot["x"]["values"] == [100, 100_000, 1_000_000]
-    assert values(plot) == {"bases tried": [5, None, 2], "as trained": [None, 2, None]}
+    assert values(plot) == {"bases tried": [5, 2, 2], "as trained": [None, 2, None]}
     assert plot["rules"] == [{"value": 100_000, "label": "trained base", "on": "x"}]
     assert values(plots(visited={1e5: 2.0})[1])["bases tried"] == [2]
 
 
 def test_bases_beyond_the_axis_widen_it():
     assert plots(visited={20.0: 9.0})[1]["x"]["range"] == [20, 1e9]
-    assert plots(visited={20.0: 9.0})[1]["y"]["range"] == [0, 10]
+    assert plots(visited={20.0: 9.0})[1]["y"]["range"] == [2, 9]
+    assert plots(visited={20.0: 2.5})[1]["y"]["range"] == [2, 4]
 
 
 @pytest.mark.parametrize(

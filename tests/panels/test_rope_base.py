@@ -150,7 +150,7 @@ def test_the_slider_has_the_trained_base_to_the_bit():
     values = [value for _, value in _bases(500_000.0, 100.0)]
     assert 500_000.0 in values
     assert (np.diff(np.log10(values)) > 0.035).all()
-    assert dict(_bases(500_000.0, 100.0))["500,000 (trained)"] == 500_000.0
+    assert dict(_bases(500_000.0, 100.0))["as trained"] == 500_000.0
     assert (values[0], values[-1]) == (1e2, 1e9)
     assert 123.4 in [value for _, value in _bases(10_000.0, 123.4)]
 
@@ -163,7 +163,7 @@ def test_a_base_from_a_cell_stands_on_the_slider_and_the_button_leads_back(panel
     assert panel.summary()["base"] == 1e6
     back.click()
     assert panel.summary()["base"] == TRAINED
-    assert slider.label == "10,000 (trained)"
+    assert slider.label == "as trained"
     assert [control.description for control in controls[:2]] == ["block", "head"]
 
 
