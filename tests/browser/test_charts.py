@@ -261,6 +261,19 @@ def test_bars_run_from_zero_in_both_directions(show):
     assert rects[0][1] / rects[3][1] == pytest.approx(0.29 / 0.96, rel=1e-3)
 
 
+def test_kinds_that_never_meet_take_turns_in_one_row_of_bars(show):
+    def widths(other: list[float]) -> list[float]:
+        both = {"fast lanes": [1, 2, np.nan], "slow lanes": other}
+        shown = show(bars("bars", [1, 2, 3], both, label_axis="lane", value_axis="logit"))
+        found = shown.page.locator(".lens-chart-bars rect").evaluate_all("(all) => all.map((r) => +r.getAttribute('width'))")
+        return [width for width in found if width]
+
+    alone, beside = widths([np.nan, np.nan, 3]), widths([np.nan, 1, 3])
+    assert len(alone) == 3
+    assert len(beside) == 4
+    assert min(alone) > 1.9 * max(beside)
+
+
 def test_hostile_labels_are_text(show):
     labels = [text or "-" for text in HOSTILE]
     places = list(range(len(labels)))

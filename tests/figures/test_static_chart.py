@@ -68,6 +68,16 @@ def test_bars_run_from_zero_first_label_on_top():
     assert whiskers == [pytest.approx([-0.5, 0]), pytest.approx([0.7, 0.8])]
 
 
+def test_kinds_that_never_meet_take_turns_and_others_stand_beside_each_other():
+    def places(other: list[float]) -> list[tuple[float, float]]:
+        both = {"fast lanes": [1, 2, np.nan], "slow lanes": other}
+        found = axes_of(bars("bars", [1, 2, 3], both, label_axis="x", value_axis="y")).patches
+        return [(round(bar.get_x() + bar.get_width() / 2, 6), round(bar.get_width(), 6)) for bar in found if bar.get_height()]
+
+    assert places([np.nan, np.nan, 3]) == [(0, 0.8), (1, 0.8), (2, 0.8)]
+    assert places([np.nan, 1, 3]) == [(-0.2, 0.4), (0.8, 0.4), (1.2, 0.4), (2.2, 0.4)]
+
+
 def test_columns_of_a_histogram_fill_their_edges():
     found = [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in axes_of(ANGLES).patches]
     assert found == [(0, 10, 4), (10, 20, 8)]
