@@ -47,7 +47,7 @@ def rope_precision(
         Dataset over `lane`: `angle_error` (radians; largest over the positions, before cosine and sine), `table_error` (largest
         of cosine and sine), `adjacent_collisions` (pairs of neighbouring positions with the same cosine and sine, bit for
         bit), `last_collides` (whether the last such pair is one); and the scalar `distinct_positions`, how many different
-        rows the table has. Memory: 100 bytes a position. Cost: five seconds for a million positions of 64 lanes.
+        rows the table has. Memory: 170 bytes a position. Cost: five seconds for a million positions of 64 lanes.
 
     Raises:
         InputError: an unknown path, or positions that are none, too many or do not increase.
