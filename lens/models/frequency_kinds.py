@@ -104,7 +104,7 @@ def _yarn(request: Request) -> Found:
 
 
 def yarn_range(
-    base: float,
+    base: float | int,
     width: int,
     original: float | int,
     beta_fast: float | int = 32,
