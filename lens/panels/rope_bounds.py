@@ -20,10 +20,10 @@ from lens.panels.fitted import ChartPanel
 from lens.panels.panel import Job
 from lens.panels.toggles import Toggles
 from lens.probes.rope_bounds import DTYPES, LANES, THEORIES, rope_bounds
+from lens.probes.rope_minimum import WIDTHS
 from lens.probes.rope_practice import RotarySettings, rope_practice, rotary_settings
 from lens.probes.rope_problems import rope_problems
 
-WIDTHS = (16, 32, 64, 128, 256)
 _CONTEXTS = tuple(2**k for k in range(8, 21))
 _PLACE = ("context", "layers", "width", "base")  # what a model stands for; moving one of them leaves the model
 _OWN = "a setting of my own"  # in the list of models, which would show None as nothing
@@ -48,7 +48,7 @@ class RopeBounds(ChartPanel):
         model: a released model of `lens.probes.rope_practice` by its name, or a `lens.Model`, which becomes a dot too; its
             context, layers, rotary width and base come first, a scaled table at its effective base. None for a setting of
             one's own.
-        context, layers, width, base: that setting; `width` is one of 16, 32, 64, 128 and 256 rotary dimensions.
+        context, layers, width, base: that setting; `width` is one of `lens.probes.rope_minimum.WIDTHS`.
         epsilon, dtype, lane: as in `lens.probes.rope_bounds.rope_bounds`.
         theories: which to show, by the names of their variables there.
 

@@ -31,6 +31,10 @@ PUBLISHED = {
 }  # fmt: skip
 """Lower bounds of the base as Men et al. give them, of 128 rotary dimensions, by thousands of tokens (1M as 1000)."""
 
+WIDTHS = (16, 32, 64, 80, 96, 128, 192, 256)
+CONTEXTS = tuple(sorted({*(2**k for k in range(8, 21)), 163_840, 1_010_000}))
+"""With these rotary widths, and contexts in tokens, the package's own table can do without a search."""
+
 _RECORD = "rope-minimum-bases.json"
 _BATCH = 64  # bases tried at one offset together
 _NEAR = 512  # offsets looked at first, around the last one that failed

@@ -6,4 +6,8 @@
     moments = lens.collect_moments(model, wikipedia, tokens=20_000)
     start = lens.fit_shortcuts(moments.train, ridge=None, validation=moments.validation)
     lens.fit_tuned_lens(model, wikipedia, start=start).save("tuned-lens-smollm2-135m.safetensors", torch.bfloat16)
+
+`rotary-settings`: base, rotary width, context, layers and scaling of released models, each with its source; facts, not results.
+
+`rope-minimum-bases`: what `lens.probes.rope_minimum.min_base` finds for its `WIDTHS` and `CONTEXTS`.
 """

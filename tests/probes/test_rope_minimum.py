@@ -9,7 +9,9 @@ from lens.base.errors import InputError
 from lens.models.frequencies import rope_table
 from lens.probes.rope import first_negative
 from lens.probes.rope_minimum import (
+    CONTEXTS,
     STEPS_PER_DECADE,
+    WIDTHS,
     _shipped,
     base_per_token,
     known_min_base,
@@ -17,8 +19,9 @@ from lens.probes.rope_minimum import (
     minimum_bases,
     published_minimum_bases,
 )
+from lens.probes.rope_practice import rope_practice
 
-CONTEXTS = [2**k for k in range(10, 18)]
+EIGHT = [2**k for k in range(10, 18)]
 INFIMUM = {
     128: [4.30e3, 1.16e4, 2.87e4, 8.38e4, 2.34e5, 6.31e5, 2.21e6, 7.03e6],
     64: [7.76e3, 2.96e4, 1.05e5, 3.25e5, 1.36e6, 4.42e6, 1.86e7, 8.10e7],
@@ -35,7 +38,7 @@ def to_three_digits(values) -> list[float]:
 
 @pytest.mark.parametrize("width", [128, 64])
 def test_bases_of_eight_contexts(width):
-    found = minimum_bases(CONTEXTS, [width])
+    found = minimum_bases(EIGHT, [width])
     assert to_three_digits(found.infimum) == INFIMUM[width]
     assert to_three_digits(found.safe) == SAFE[width]
 
@@ -45,10 +48,15 @@ def test_the_shipped_table_is_what_the_search_finds(context, width):
     assert _shipped()[context, width] == min_base(context, width)
 
 
+def test_the_shipped_pairs_are_those_of_every_width_and_context():
+    assert list(_shipped()) == [(context, width) for width in WIDTHS for context in CONTEXTS]
+    released = rope_practice()
+    assert set(zip(released.context.to_numpy().tolist(), released.width.to_numpy().tolist(), strict=True)) <= set(_shipped())
+
+
 def test_every_shipped_pair_holds_at_its_ends():
     """Feasible at both bases, and not one step below either (where the safe base is above the infimum)."""
     step = 10 ** (1 / STEPS_PER_DECADE)
-    assert len(_shipped()) >= 75
     for (context, width), one in _shipped().items():
         for base in {one.infimum, one.safe}:
             assert first_negative(rope_table("default", base, width).theta, context) is None
