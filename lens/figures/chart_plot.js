@@ -292,8 +292,7 @@ class Plot {
     const free = boxes.filter(({ x, y, width }) => (
       x >= left && x + width <= right + 6 && y >= top - 6 && y + SIZE <= bottom
       && this.taken.every((other) => x > other.x + other.width + 4 || other.x > x + width + 4 || Math.abs(y - other.y) > SIZE + 1)));
-    const clear = ({ x, y, width }) => this.ink.every(([a, b]) => a < x - 3 || a > x + width + 3 || b < y - 2 || b > y + SIZE + 3);
-    const found = free.find(clear) ?? free[0] ?? null;
+    const found = free.find((box) => !this.ink.some((point) => holds(box, point))) ?? free[0] ?? null;
     if (found) this.taken.push(found);
     return found;
   }
@@ -369,6 +368,8 @@ class Plot {
   }
 }
 
+/** Whether a text at a place would hide a point. */
+const holds = ({ x, y, width }, [a, b]) => a >= x - 3 && a <= x + width + 3 && b >= y - 2 && b <= y + SIZE + 3;
 /** Points of a line with others between them, so that no two are farther apart than the height of a text. */
 const closely = (points) => points.flatMap(([x, y], n) => {
   const [u, v] = points[n + 1] ?? [x, y];
