@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from lens.probes.rope import rope_kernel as rope_kernel
     from lens.probes.rope_bounds import rope_bounds as rope_bounds
     from lens.probes.rope_practice import rope_practice as rope_practice
+    from lens.probes.rope_problems import rope_problems as rope_problems
     from lens.probes.rope_precision import rope_precision as rope_precision
     from lens.probes.rope_sweep import lane_ablations as lane_ablations
     from lens.probes.rope_sweep import rope_sweep as rope_sweep
@@ -97,6 +98,7 @@ _PUBLIC = {
     "rope_kernel": "lens.probes.rope:rope_kernel",
     "rope_bounds": "lens.probes.rope_bounds:rope_bounds",
     "rope_practice": "lens.probes.rope_practice:rope_practice",
+    "rope_problems": "lens.probes.rope_problems:rope_problems",
     "rope_precision": "lens.probes.rope_precision:rope_precision",
     "rope_sweep": "lens.probes.rope_sweep:rope_sweep",
     "lane_ablations": "lens.probes.rope_sweep:lane_ablations",

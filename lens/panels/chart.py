@@ -36,7 +36,7 @@ class Chart(anywidget.AnyWidget):
         from lens.figures.static_chart import static_figure
 
         stream = io.BytesIO()
-        static_figure(self.spec).savefig(stream, format="png", dpi=72)
+        static_figure(self.spec, self.selected).savefig(stream, format="png", dpi=72)
         return stream.getvalue()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
