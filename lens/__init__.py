@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from lens.probes.rope import rope_kernel as rope_kernel
     from lens.probes.rope_bounds import rope_bounds as rope_bounds
     from lens.probes.rope_practice import rope_practice as rope_practice
-    from lens.probes.rope_problems import rope_problems as rope_problems
     from lens.probes.rope_precision import rope_precision as rope_precision
+    from lens.probes.rope_problems import rope_problems as rope_problems
     from lens.probes.rope_sweep import lane_ablations as lane_ablations
     from lens.probes.rope_sweep import rope_sweep as rope_sweep
     from lens.probes.rope_training import rope_training as rope_training
