@@ -15,7 +15,7 @@ from lens.models.heads import HeadStates, head_states
 from lens.models.model import Model
 from lens.probes.band_entropy import lane_entropy
 from lens.probes.dataset import exact, variable
-from lens.probes.lanes import first_key_lead, head_lanes, lane_usage
+from lens.probes.lanes import first_key_lead, head_lanes, lane_usage, rotating_blocks, stacked
 from lens.probes.positional_kernel import (
     all_logits,
     diagonal_score,
@@ -76,7 +76,7 @@ def lane_claims(
         raise InputError(f"{len(chosen)} documents of {tokens} tokens", "at least 2", "tokens=128, or more documents")
     rows = []
     for number, ids in enumerate(chosen):
-        states = head_states(model, ids, check=check)
+        states = rotating_blocks(head_states(model, ids, check=check))
         generators = np.random.default_rng((seed, number)).spawn(len(states))
         rows.append(_document(states, context, draws, generators, check))
     found = xr.concat(rows, "document", combine_attrs="override")
@@ -98,28 +98,34 @@ def _document(
         if check is not None:
             check()
         heads = [_head(block, head, context, draws, generator) for head in range(len(block.query))]
-        blocks.append({name: np.stack([one[name] for one in heads]) for name in heads[0]})
-    columns = {name: np.stack([one[name] for one in blocks]) for name in blocks[0]}
-    columns |= {name: np.moveaxis(columns[name], -1, 0) for name in ("far_beats_near", "flipped")}
-    entropy = np.stack([lane_entropy(block.key_lanes()[:, 1:], block.theta)[usage.kv_head.to_numpy()] for block in states])
-    found = {name: variable(_DIMS.get(name, ("block", "head")), columns[name], label) for name, label in _LABELS.items()}
-    found["entropy"] = variable(("block", "head", "lane"), entropy, "entropy of the lane's rotated keys", "nats")
+        entropy = lane_entropy(block.key_lanes()[:, 1:], block.theta)[usage.kv_head.to_numpy()]
+        blocks.append({"entropy": entropy, **{name: np.stack([one[name] for one in heads]) for name in heads[0]}})
+    columns = {name: (stacked if name in _BY_LANE else np.stack)([one[name] for one in blocks]) for name in blocks[0]}
+    columns |= {name: np.moveaxis(columns[name], -1, 0) for name in _BY_BASE}
+    found = {name: variable(_dims(name), columns[name], label, units) for name, (label, units) in _LABELS.items()}
     base = exact(("base",), np.array(FACTORS), "base of this block, as a multiple of the trained one")
     return usage.assign(found).assign_coords({"base": base})
 
 
 _LABELS = {
-    "previous_token": "mean attention to the token before",
-    "diagonal": "mean attention to the token itself",
-    "first_token": "mean attention to the first token",
-    "first_key_lead": "lead of the first key over the others, from one lane",
-    "kernel_share": "variance of the logits that the mean-field kernel explains",
-    "offset_share": "variance of the logits that the best function of distance explains",
-    "residual_fraction": "1 − Var(kernel)/Var(logit)",
-    "far_beats_near": "probability that a far key beats a near one",
-    "flipped": "probability that half the context turns the order of two keys over",
+    "previous_token": ("mean attention to the token before", "1"),
+    "diagonal": ("mean attention to the token itself", "1"),
+    "first_token": ("mean attention to the first token", "1"),
+    "first_key_lead": ("lead of the first key over the others, from one lane", "1"),
+    "kernel_share": ("variance of the logits that the mean-field kernel explains", "1"),
+    "offset_share": ("variance of the logits that the best function of distance explains", "1"),
+    "residual_fraction": ("1 − Var(kernel)/Var(logit)", "1"),
+    "far_beats_near": ("probability that a far key beats a near one", "1"),
+    "flipped": ("probability that half the context turns the order of two keys over", "1"),
+    "entropy": ("entropy of the lane's rotated keys", "nats"),
 }
-_DIMS = {"first_key_lead": ("block", "head", "lane")} | dict.fromkeys(("far_beats_near", "flipped"), ("base", "block", "head"))
+_BY_LANE = ("first_key_lead", "entropy")
+_BY_BASE = ("far_beats_near", "flipped")
+
+
+def _dims(name: str) -> tuple[str, ...]:
+    first, last = ("base",) * (name in _BY_BASE), ("lane",) * (name in _BY_LANE)
+    return (*first, "block", "head", *last)
 
 
 def _head(states: HeadStates, head: int, context: int, draws: int, generator: np.random.Generator) -> dict[str, Any]:
@@ -211,7 +217,7 @@ def slow_to_other(claims: xr.Dataset, side: str) -> float:
 def slow_strongest(claims: xr.Dataset) -> float:
     """Share of the heads whose largest joint share is a slow lane's."""
     slow = (claims.band == "slow").to_numpy()[:, None]
-    largest = claims.joint_share.to_numpy().argmax(-1)
+    largest = np.nanargmax(claims.joint_share.to_numpy(), axis=-1)
     return float(np.take_along_axis(slow, largest[..., None], -1).mean())
 
 

@@ -11,8 +11,7 @@ from lens.base.errors import UnsupportedModelError
 from lens.models.heads import HeadStates, head_states, to_lanes
 from lens.models.model import Model
 from lens.probes.dataset import texts, variable
-from lens.probes.lanes import BAND, SOURCE, rotating_blocks, wavelengths
-from lens.probes.rope import bands
+from lens.probes.lanes import BAND, SOURCE, lengths_and_bands, rotating_blocks, stacked
 
 _NAMES = {"query": "q_proj", "key": "k_proj"}
 
@@ -50,16 +49,15 @@ def lane_weights(model: Model, *, context: int | None = None) -> xr.Dataset:
         UnsupportedModelError: a model that rotates nothing, or whose projections bear other names or are fused.
     """
     rotating = rotating_blocks(head_states(model, [0] * 3))  # for the layout, which is proved on the model
-    norms = {side: np.stack([_norms(model, block, side) for block in rotating]) for side in _NAMES}
+    norms = {side: stacked([_norms(model, block, side) for block in rotating]) for side in _NAMES}
     product = norms["query"] * norms["key"]
-    share = product / product.sum(-1, keepdims=True)
-    lengths = np.stack([wavelengths(block.theta) for block in rotating])
-    band = np.array([bands(row, context or model.context or 4096) for row in lengths])
+    share = product / np.nansum(product, axis=-1, keepdims=True)
+    lengths, band = lengths_and_bands(rotating, context or model.context or 4096)
     dims = ("block", "head", "lane")
     columns = {f"{side}_norm": variable(dims, norms[side], f"norm of a lane's rows, {side} projection") for side in _NAMES}
     columns["joint_share"] = variable(dims, share, "share of a lane in queries times keys")
     for name in ("fast", "slow"):
-        inside = (share * (band == name)[:, None]).sum(-1)
+        inside = np.nansum(share * (band == name)[:, None], axis=-1)
         columns[f"{name}_share"] = variable(dims[:2], inside, f"joint share of the {name} lanes")
     return xr.Dataset(
         columns,

@@ -263,7 +263,8 @@ def lane_usage(states: HeadStates | Sequence[HeadStates], *, context: int) -> xr
         context: tokens; lanes with a longer wavelength are slow.
 
     Returns:
-        Dataset over `block`, `head` and `lane` (coordinates `wavelength` and `band` `[block, lane]`):
+        Dataset over `block`, `head` and `lane` (coordinates `wavelength` and `band` `[block, lane]`). Blocks can differ in
+        their number of lanes (Gemma 4); what a block does not have is NaN, its band empty:
 
         - `query_amplitude`, `key_amplitude`: mean length of the lane's two coordinates, before rotation;
         - `first_query_amplitude`, `first_key_amplitude`: the same of the first token alone;
@@ -274,18 +275,17 @@ def lane_usage(states: HeadStates | Sequence[HeadStates], *, context: int) -> xr
         - `fast_share`, `slow_share` `[block, head]`: joint share of lanes under 32 tokens and of lanes longer than the context.
 
     Raises:
-        InputError: no block, blocks of several shapes, or a text of fewer than three tokens.
+        InputError: no block, blocks of several numbers of heads, or a text of fewer than three tokens.
         UnsupportedModelError: no block rotates anything.
     """
     rotating = rotating_blocks(states)
-    theta = np.stack([block.theta for block in rotating])
-    band = np.array([bands(row, context) for row in wavelengths(theta)])
+    lengths, band = lengths_and_bands(rotating, context)
     found = [_amplitudes(block) for block in rotating]
-    values = {name: np.stack([one[name] for one in found]) for name in found[0]}
+    values = {name: stacked([one[name] for one in found]) for name in found[0]}
     values |= _shares(values)
     columns = {name: variable(("block", "head", "lane"), values[name], label) for name, label in _LABELS.items()}
     for name in ("fast", "slow"):
-        inside = (values["joint_share"] * (band == name)[:, None]).sum(-1)
+        inside = np.nansum(values["joint_share"] * (band == name)[:, None], axis=-1)
         columns[f"{name}_share"] = variable(("block", "head"), inside, f"joint share of the {name} lanes")
     return xr.Dataset(
         columns,
@@ -293,8 +293,8 @@ def lane_usage(states: HeadStates | Sequence[HeadStates], *, context: int) -> xr
             "block": variable(("block",), np.array([block.block for block in rotating]), "block"),
             "head": variable(("head",), np.arange(len(rotating[0].query)), "query head"),
             "kv_head": variable(("head",), _kv_heads(rotating[0]), "key head that a query head reads"),
-            "lane": variable(("lane",), np.arange(theta.shape[1]), "rotary lane, 0 the fastest"),
-            "wavelength": exact(("block", "lane"), wavelengths(theta), "tokens in which the lane turns once", "tokens"),
+            "lane": variable(("lane",), np.arange(lengths.shape[1]), "rotary lane, 0 the fastest"),
+            "wavelength": exact(("block", "lane"), lengths, "tokens in which the lane turns once", "tokens"),
             "band": texts(("block", "lane"), band, BAND),
         },
         {"source": SOURCE, "probe": "lane_usage", "context": context, "tokens": rotating[0].query.shape[1], "skipped_tokens": 1},
@@ -330,7 +330,7 @@ def _amplitudes(states: HeadStates) -> dict[str, np.ndarray]:
 def _shares(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     sides = {side: values[f"{side}_amplitude"] for side in ("query", "key")}
     parts = {**sides, "joint": sides["query"] * sides["key"]}
-    return {f"{name}_share": part / part.sum(-1, keepdims=True) for name, part in parts.items()}
+    return {f"{name}_share": part / np.nansum(part, axis=-1, keepdims=True) for name, part in parts.items()}
 
 
 def _kv_heads(states: HeadStates) -> np.ndarray:
@@ -341,7 +341,7 @@ def rotating_blocks(states: HeadStates | Sequence[HeadStates]) -> list[HeadState
     """The blocks that have rotary lanes.
 
     Raises:
-        InputError: no block, blocks of several shapes, or a text of fewer than three tokens.
+        InputError: no block, blocks of several numbers of heads, or a text of fewer than three tokens.
         UnsupportedModelError: no block rotates anything.
     """
     blocks = [states] if isinstance(states, HeadStates) else list(states)
@@ -350,10 +350,25 @@ def rotating_blocks(states: HeadStates | Sequence[HeadStates]) -> list[HeadState
         raise InputError("No block was given", "at least one", "head_states(model, text)")
     if not rotating:
         raise UnsupportedModelError("No block rotates anything", "a model with rotary position embeddings", "another model")
-    shapes = {(len(block.query), len(block.theta)) for block in rotating}
-    if len(shapes) > 1:
-        found = ", ".join(f"{heads} heads of {lanes} lanes" for heads, lanes in sorted(shapes))
-        raise InputError(f"The blocks have {found}", "one number of heads and lanes", "the blocks of one kind at a time")
+    heads = {len(block.query) for block in rotating}
+    if len(heads) > 1:
+        found = " and ".join(str(number) for number in sorted(heads))
+        raise InputError(f"The blocks have {found} heads", "one number of heads", "the blocks of one kind at a time")
     if rotating[0].query.shape[1] < 3:
         raise InputError(f"The text has {rotating[0].query.shape[1]} tokens", "at least 3", "a longer text")
     return rotating
+
+
+def lengths_and_bands(blocks: Sequence[HeadStates], context: int) -> tuple[Float[np.ndarray, "block lane"], np.ndarray]:
+    """Wavelengths (tokens; NaN for lanes that a block does not have) and bands (empty there) of blocks."""
+    lengths = stacked([wavelengths(block.theta) for block in blocks])
+    band = np.array([bands(row, context) for row in lengths])
+    return lengths, np.where(np.isnan(lengths), "", band)
+
+
+def stacked(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays `[…, lane]` of several blocks on top of each other; lanes that a block does not have are NaN."""
+    most = max(block.shape[-1] for block in blocks)
+    return np.stack([
+        np.pad(block, [(0, 0)] * (block.ndim - 1) + [(0, most - block.shape[-1])], constant_values=np.nan) for block in blocks
+    ])  # fmt: skip

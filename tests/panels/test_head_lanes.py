@@ -198,3 +198,18 @@ def test_hostile_tokens_stay_text():
     assert panel.summary()["query"] == "<script>alert(1)</script>"
     assert "&lt;script&gt;" in panel._says.value
     assert "<script" not in panel._says.value
+
+
+@pytest.mark.parametrize("family", ["gptj", "gemma2", "smollm3", "gemma4", "gpt-oss"])
+def test_families_with_other_layouts_windows_caps_and_still_blocks_are_shown(family, tokenizer):
+    """At the live base every head's map is the attention that the model gives."""
+    model = lens.load(build(family), tokenizer)
+    panel = HeadLanes(model, TEXT)
+    attention = model.run(TEXT, attention=True).attention
+    for picture in ("cell", "offsets", "kernel"):
+        panel.set(picture=picture)
+        found = panel.summary()
+        assert found["error"] is None
+    shown = np.array(panel.chart.spec["plots"][1]["values"], dtype=float)
+    expected = attention[found["block"], found["head"]].numpy()
+    assert np.nanmax(np.abs(shown - expected)) < 1e-3  # four digits reach the browser

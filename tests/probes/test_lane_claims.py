@@ -121,6 +121,13 @@ def test_too_few_documents_are_refused_and_the_work_can_be_stopped(model):
         lane_claims(model, DOCUMENTS, tokens=TOKENS, check=token.check)
 
 
+@pytest.mark.parametrize(("family", "blocks"), [("smollm3", 2), ("gemma4", 4)])
+def test_blocks_that_do_not_rotate_or_are_wider_are_no_hindrance(family, blocks, tokenizer):
+    found = lane_claims(lens.load(build(family), tokenizer), DOCUMENTS, tokens=TOKENS, draws=50)
+    assert found.sizes["block"] == blocks
+    assert {row["verdict"] for row in lane_verdicts(found)} <= {"holds", "fails", "open", "untested"}
+
+
 def test_claims_can_be_saved(claims, tmp_path):
     claims.to_netcdf(tmp_path / "claims.nc", engine="h5netcdf")
     with xr.open_dataset(tmp_path / "claims.nc", engine="h5netcdf") as again:

@@ -179,12 +179,27 @@ def test_random_content_has_no_preference_and_no_coherence():
         (lambda: lane_offsets(made_up(length=2), 0), "2 tokens"),
         (lambda: lane_usage([], context=100), "No block"),
         (lambda: lane_usage(made_up(length=2), context=100), "The text has 2 tokens"),
-        (lambda: lane_usage([made_up(), made_up(rotary=(0, 8))], context=100), "4 heads of 4 lanes, 4 heads of 8 lanes"),
+        (
+            lambda: lane_usage([made_up(), made_up(query=torch.ones(6, LENGTH, WIDTH))], context=100),
+            "The blocks have 4 and 6 heads",
+        ),
     ],
 )
 def test_refusals_say_what_was_found(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_blocks_of_several_widths_stand_beside_each_other():
+    """Gemma 4 has heads of two widths; what the narrower ones lack is NaN and counts in no band."""
+    wide, narrow = made_up(), made_up(block=2, width=8, rotary=(0, 8))
+    both, alone = lane_usage([wide, narrow], context=1000), lane_usage(narrow, context=1000)
+    assert dict(both.sizes) == {"block": 2, "head": HEADS, "lane": 8}
+    assert np.array_equal(both.joint_share[1, :, :4], alone.joint_share[0])
+    assert np.isnan(both.joint_share[1, :, 4:]).all()
+    assert both.band[1].to_numpy().tolist() == [*alone.band[0].to_numpy(), *[""] * 4]
+    for name in ("fast_share", "slow_share"):
+        assert np.array_equal(both[name][1], alone[name][0])
 
 
 def test_blocks_that_rotate_nothing_are_left_out_or_refused():
