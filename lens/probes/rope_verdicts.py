@@ -14,7 +14,7 @@ import xarray as xr
 
 from lens.base.errors import InputError
 from lens.probes.dataset import exact, texts, variable
-from lens.probes.rope_bounds import THEORIES, is_met, rope_bounds
+from lens.probes.rope_bounds import THEORIES, allows, rope_bounds
 from lens.probes.verdict import verdict
 
 
@@ -63,7 +63,7 @@ def rope_verdicts(sweep: xr.Dataset, *, tolerance: float = 0.1, epsilon: float =
     outcome = np.array([words[verdict((low, high), at_least=tolerance)] for low, high in ends])
     context, trained = int(sweep.attrs["window"]), float(sweep.attrs["trained_base"])
     bounds = rope_bounds(context, int(sweep.attrs["blocks"]), int(sweep.attrs["width"]), epsilon=epsilon, lane=lane)
-    found = [_against(name, float(bounds[name]), bases, rows.cost.to_numpy(), outcome) for name in THEORIES]
+    found = [_against(name, bounds, bases, rows.cost.to_numpy(), outcome) for name in THEORIES]
     start, stop = _working(bases, outcome, trained)
     attrs = {"probe": "rope_verdicts", "tolerance": tolerance, "epsilon": epsilon, "lane": lane, "context": context}
     attrs |= {"decided": int((outcome != "open").sum()), "works_from": start, "works_to": stop, "trained_base": trained}
@@ -100,8 +100,11 @@ _COLUMNS = {
 }
 
 
-def _against(name: str, required: float, bases: np.ndarray, costs: np.ndarray, outcome: np.ndarray) -> dict[str, Any]:
-    allowed = np.array([is_met(name, base, required * (1 - 1e-6) if THEORIES[name].is_lower else required) for base in bases])
+def _against(name: str, bounds: xr.Dataset, bases: np.ndarray, costs: np.ndarray, outcome: np.ndarray) -> dict[str, Any]:
+    required = float(bounds[name])
+    # A base that was tried because a theory asks for it has lost its last digits on the way.
+    exact_bases = np.where(np.isclose(bases, required, rtol=1e-6), required, bases)
+    allowed = np.array([allows(bounds, name, float(base)) for base in exact_bases])
     works, fails = outcome == "works", outcome == "fails"
     found: dict[str, Any] = {
         "required": required,

@@ -59,6 +59,17 @@ def test_theories_are_counted_as_by_hand(theory, required, right, works_though, 
     assert (float(found.base_at), float(found.cost_at)) == pytest.approx(at, nan_ok=True)
 
 
+def test_a_base_above_the_smallest_one_can_let_the_kernel_fall_below_zero():
+    """The bases at which a similar key is always ahead are no interval, so that each one is tried itself."""
+    theta = 5e3 ** (-np.arange(32) / 32)
+    assert (np.cos(np.multiply.outer(np.arange(513), theta)).sum(1) < 0).any()
+    sweep = made(window=512)
+    sweep["base"] = ("table", [1e5, 1e2, 3e2, 1e3, 5e3, 1e5, 1e6, 1e7, 1e8])
+    found = rope_verdicts(sweep).sel(theory="similar beats random")
+    assert float(found.required) < 5e3
+    assert not found.allowed.sel(base=5e3)
+
+
 def test_a_base_that_works_below_a_bound_speaks_against_it():
     found = rope_verdicts(made(costs=[0.5, 0.5, 0.01, 0.01, 0, 0, 0, 0], width=0.005)).sel(theory="depth")
     assert int(found.works_though_not_allowed) == 1
