@@ -74,6 +74,10 @@ ROTARY_FAMILIES: dict[str, tuple[str, dict]] = {
     "llama-dynamic": ("llama", {**_LLAMA, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
     "llama-yarn": ("llama", {**_LLAMA, "rope_parameters": _YARN}),
     "llama-llama3": ("llama", {**_LLAMA, "rope_parameters": _LLAMA3}),
+    "hunyuan-alpha": ("hunyuan_v1_dense", {
+        **_LLAMA, "head_dim": 8,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 8.0, "factor": 1.0},
+    }),
     "phi3-longrope": ("phi3", {**_LLAMA, "original_max_position_embeddings": 16, "rope_parameters": _LONGROPE}),
     "gemma3-both": ("gemma3_text", {
         **_LLAMA, "head_dim": 16, "sliding_window": 4, "layer_types": _TYPES, "query_pre_attn_scalar": 8,

@@ -20,7 +20,11 @@ from tests.models.families import FAMILIES, ROTARY_FAMILIES, build
 from tests.models.test_offload import elsewhere_in_memory, on_disk
 
 IDS = list(range(3, 34))
-UNSEEN = ("bloom", "falcon-alibi")
+UNSEEN = (
+    "bloom",
+    "falcon-alibi",
+    "hunyuan-alpha",
+)  # biases, and Hunyuan's norm with a gain for each dimension after the rotation
 SEEN = [name for name in (*FAMILIES, *ROTARY_FAMILIES) if name not in UNSEEN]
 INTERLEAVED = ("cohere", "cohere2", "glm", "gptj", "codegen", "ernie", "llama4", "deepseek-v2")
 
@@ -341,9 +345,12 @@ def test_a_block_without_attention_does_not_hide_the_others(tiny):
     assert len(head_states(tiny, IDS)) == 3
 
 
-@pytest.mark.parametrize("name", UNSEEN)
-def test_attention_with_a_bias_is_refused(name: str):
-    with pytest.raises(UnsupportedModelError, match=r"of its own|for each head"):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    list(zip(UNSEEN, ("code of its own", "a bias for each head", "No layout of 4 rotary lanes"), strict=True)),
+)
+def test_attention_that_is_not_rotated_queries_and_keys_is_refused(name: str, words: str):
+    with pytest.raises(UnsupportedModelError, match=words):
         head_states(Model(build(name)), IDS)
 
 

@@ -23,6 +23,7 @@ from tests.models.families import FAMILIES, ROTARY_FAMILIES, build
 IDS = list(range(3, 40))
 WITHOUT = ("gpt2", "opt", "opt-projected", "bloom", "falcon-alibi")
 ROTARY = [name for name in (*FAMILIES, *ROTARY_FAMILIES) if name not in WITHOUT]
+ROUNDED_ONCE = ("hunyuan-alpha",)  # a kind that transformers' general functions do not have: float64, then float32
 READY = ("gptj", "codegen")  # their blocks keep ready sines and cosines, of a base that no configuration holds
 ONE_LANE = ("stablelm", "gpt-neox")
 
@@ -164,8 +165,12 @@ def test_another_base_is_the_model_built_with_it(family: Model):
             if hasattr(part, SINUSOIDS):
                 part.embed_positions.copy_(torch.cat([angles.sin(), angles.cos()], dim=1))
         torch.testing.assert_close(edited, logits(Model(module)), atol=1e-4, rtol=0)
+        return
+    expected = logits(Model(rebuilt(family.module, {"rope_theta": 500.0})))
+    if family.name in ROUNDED_ONCE:
+        torch.testing.assert_close(edited, expected, atol=1e-3, rtol=0)  # of logits up to 60
     else:
-        assert torch.equal(edited, logits(Model(rebuilt(family.module, {"rope_theta": 500.0}))))
+        assert torch.equal(edited, expected)
 
 
 @pytest.mark.parametrize(

@@ -268,20 +268,23 @@ def _require_effect(table: RopeTable, rotary: Rotary, changed: bool) -> None:
 
 def _standing(rotary: Rotary) -> RopeTable:
     """What stands in a module, by its configured name where it is that table."""
-    table = rotary.table
-    near = np.allclose(table.theta, rotary.theta, rtol=2.0**-7, atol=0) and table.attention_factor == rotary.attention_factor
-    return table if near else frequencies.rope_table(
-        "explicit", table.base, theta=rotary.theta, attention_factor=rotary.attention_factor
-    )  # fmt: skip
+    table, dtype = rotary.table, rotary.module.get_buffer(rotary.buffer).dtype
+    near = np.allclose(table.theta, rotary.theta, rtol=max(2.0**-20, torch.finfo(dtype).eps), atol=0)
+    if near and np.isclose(table.attention_factor, rotary.attention_factor, rtol=1e-12):
+        return table
+    return frequencies.rope_table("explicit", table.base, theta=rotary.theta, attention_factor=rotary.attention_factor)
 
 
 def _stored(rotary: Rotary, table: RopeTable) -> tuple[Tensor, float]:
     """A table as the module keeps it, in its dtype and on its device, and the attention factor.
 
-    Transformers computes its kinds in float32. Where it has the kind, that is what is stored, so that logits are
-    those of a model built that way, to the bit; else the float64 table, rounded once.
+    The module's own table is its own to the bit. Others, transformers computes in float32; where it has the kind, that is
+    what is stored, so that logits are those of a model built that way. Else it is the float64 table, rounded once.
     """
     former = rotary.module.get_buffer(rotary.buffer)
+    own = getattr(rotary.module, rotary.buffer.replace("inv_freq", "original_inv_freq"), None)
+    if own is not None and np.array_equal(table.theta, rotary.table.theta) and rotary.buffer != SINUSOIDS:
+        return own.to(former, copy=True), table.attention_factor
     theta, attention_factor = _as_transformers(rotary, table) or (torch.tensor(table.theta), table.attention_factor)
     if rotary.buffer == SINUSOIDS:
         if attention_factor != 1:
