@@ -61,6 +61,7 @@ def opened(browser, lab: Lab) -> Iterator[Explorer]:
         page.set_default_timeout(20_000)
         page.goto(lab.address("explorer.ipynb"), timeout=LOADING)
         page.wait_for_function(IDLE, timeout=LOADING)
+        page.get_by_role("tablist", name="main sidebar").get_by_role("tab", name="File Browser").click()
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         explorer.says.wait_for(timeout=RUNNING)
