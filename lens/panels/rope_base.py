@@ -32,6 +32,7 @@ from lens.probes.rope_turn import SETTINGS, striking_head, turned_head
 
 EXAMPLE = "Dr. Elspeth Quarnby met Tomas Vrell in Oslo. Later, Dr. Elspeth Quarnby wrote to Tomas Vrell in Oslo."
 LONGEST = 96  # tokens; a head's map has as many rows and columns
+ROWS = 6  # of the lens grid, about: reading every layer would take four times as long as the run
 DECADES, STEPS = (2, 9), 10  # of the slider, and its steps in each
 _BESIDE = {"whole model turned": "turned", "this layer alone": "alone", "difference": "difference"}
 _SHOWN = ("turned", "trained")
@@ -97,7 +98,8 @@ class RopeBase(ChartPanel):
         shown: whose words the grid shows, `turned` or `trained`.
 
     `set(base=…, text=…, head=…)` changes settings from a cell, `summary()` gives what is shown as plain data, `panel.grid` is
-    the lens grid. A click on a token chooses its position in all pictures, one on a base goes back to it.
+    the lens grid (of some layers, so that the slider is answered within a second). A click on a token chooses its
+    position in all pictures, one on a base goes back to it.
     """
 
     COMPUTED = ("model", "text", "base")
@@ -116,7 +118,7 @@ class RopeBase(ChartPanel):
     ):
         self._models: dict[str, Any] = {name: name for name in NAMED_MODELS} | {_name(model): model}
         self._trained: _Trained | None = None
-        self.heads, self.grid = Chart(), TokenGrid(stride=5)
+        self.heads, self.grid = Chart(), TokenGrid(strides=[1])
         narrow, wide = widgets.Layout(width="auto"), widgets.Layout(flex="1 1 22em", width="auto")
         top = {
             "text": widgets.Text(text, placeholder="Type a sentence and press Enter", continuous_update=False, layout=wide),
@@ -187,7 +189,8 @@ class RopeBase(ChartPanel):
     def _read(self, job: Job, model: Model, ids: list[int], label: str) -> tuple[Run, xr.Dataset]:
         run = model.run(ids, attention=True, check=job.check_blocks(model.n_layers, label))
         job.token.check()
-        return run, logit_lens(run, top_k=min(5, model.vocab_size))
+        layers = range(0, model.n_layers + 1, max(1, model.n_layers // ROWS))
+        return run, logit_lens(run, top_k=min(5, model.vocab_size), layers=layers)
 
     # -- what is shown of it ----------------------------------------------------------------------
 
@@ -281,8 +284,8 @@ class RopeBase(ChartPanel):
             if "grid" in view:
                 self.grid.spec = view["grid"]
                 self.grid.trajectory, self.grid.follow = {}, {}
-            last = self.grid.spec["layers"][-1]
-            self.grid.selected = [last if first else min(self.grid.selected[0], last), position]
+            layer, layers = self.grid.selected[0], self.grid.spec["layers"]
+            self.grid.selected = [layer if layer in layers and not first else layers[-1], position]
             options = [{"value": name, "label": name} for name in _SHOWN]
             self.grid.choices = [{"name": "shown", "label": "Model", "value": self._view["shown"], "options": options}]
 

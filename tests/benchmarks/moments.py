@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Callable
-from typing import Any
 from unittest import mock
 
 import torch
@@ -17,7 +15,7 @@ from lens.corpora import Part
 from lens.models.model import Model
 from lens.models.run import residual_states
 from lens.moments import Accumulator, Pair, keep, residual_pairs
-from tests.benchmarks.measure import Row, minima
+from tests.benchmarks.measure import Row, minima, on_processor
 from tests.benchmarks.states import batches, pilot, shuffled
 
 PASS_GOAL = 1.25
@@ -58,7 +56,7 @@ def _one_batch(model: Model, repeats: int) -> list[Row]:
         "products with whole grams": whole_grams,
     }
     processor: dict[str, float] = {}
-    best = minima({name: _on_processor(call, name, processor) for name, call in cases.items()}, repeats)
+    best = minima({name: on_processor(call, name, processor) for name, call in cases.items()}, repeats)
     counted = f"{len(into.states)} + {len(pairs)} + {len(into.shuffled)} bare products"
     size = f"{batch.numel()} tokens"
     found = []
@@ -71,17 +69,6 @@ def _one_batch(model: Model, repeats: int) -> list[Row]:
             Row(f"the same / with whole Gram matrices{clock}", statistics, seconds["products with whole grams"]),
         ]
     return found
-
-
-def _on_processor(call: Callable[[], Any], name: str, best: dict[str, float]) -> Callable[[], None]:
-    """The call, whose shortest processor time, of all threads together, is noted: other programs disturb it less."""
-
-    def timed() -> None:
-        start = time.process_time()
-        call()
-        best[name] = min(best.get(name, float("inf")), time.process_time() - start)
-
-    return timed
 
 
 def bare(model: Model, batch: Tensor) -> None:
@@ -135,6 +122,6 @@ def _whole(model: Model) -> Row:
             bare(model, batch)
 
     for name, call in {"ours": ours, "theirs": theirs}.items():
-        _on_processor(call, name, seconds)()
+        on_processor(call, name, seconds)()
     name = f"collect_moments, {sum(batch.numel() for batch in read)} tokens, tokenising and files / bare stack, processor time"
     return Row(name, seconds["ours"], seconds["theirs"])

@@ -171,10 +171,12 @@ def test_a_click_in_one_picture_selects_in_all(panel):
     panel.chart.selected = {**panel.chart.selected, "position": 2}
     assert panel.summary()["selected"]["position"] == 2
     assert panel.grid.selected[1] == 2
-    panel.grid.set_state({"selected": [1, 4]})
-    assert panel.summary()["selected"]["position"] == 4
-    assert panel.chart.selected["position"] == 4
-    assert panel.grid.selected == [1, 4]
+    assert panel.grid.selected == [3, 2]
+    for layer, position in ((1, 4), (0, 3)):
+        panel.grid.set_state({"selected": [layer, position]})
+        assert panel.summary()["selected"]["position"] == position
+        assert panel.chart.selected["position"] == position
+        assert panel.grid.selected == [layer, position]
     panel.heads.selected = {"attention": [1, 5]}
     assert panel.summary()["selected"]["position"] == 5
     assert panel.heads.selected == {"attention": [1, 5]}

@@ -45,7 +45,7 @@ def test_patterns_are_those_of_the_runs_and_the_third_is_the_one_layers(tiny):
 def test_one_layer_alone_is_a_model_in_which_that_layer_alone_was_turned(family):
     """In the first block nothing comes before the turn, so that the whole model and the one layer agree."""
     model = lens.load(build(family))
-    dataset = found(model, 0, 3)
+    dataset = found(model, 0, 1)
     assert dataset.attention[2].to_numpy() == pytest.approx(dataset.attention[1].to_numpy(), abs=2e-5)
     assert float(dataset.moved[1]) > 1e-3
 
