@@ -27,6 +27,34 @@ def lane_claims_chart(claims: xr.Dataset) -> dict[str, Any]:
     return chart([_lengths(mean), _lanes(mean), _heads(mean)])
 
 
+def key_order_chart(claims: xr.Dataset) -> dict[str, Any]:
+    """Whether far keys beat near ones, and whether distance turns the order of keys over, at three bases.
+
+    Args:
+        claims: from `lane_claims`.
+
+    Returns:
+        A chart of two plots over the distance, means over all heads and documents.
+    """
+    titles = {
+        "far_beats_near": "probability that the key beats one in the near half",
+        "flipped": "probability that two keys change places",
+    }
+    names = {base: "trained base" if base == 1 else f"{base:g} × the base" for base in claims.base.to_numpy().tolist()}
+    plots = []
+    for name, title in titles.items():
+        mean = claims[name].mean(("document", "block", "head"))
+        curves = [
+            series(names[base], mean.sel(base=base), colour=colour)
+            for base, colour in zip(names, (ORANGE, BLUE, GREEN), strict=True)
+        ]
+        plots.append(lines(
+            "distance", claims.distance, curves, x_axis=axis("distance", "tokens", scale="log"),
+            y_axis=axis(title, range=(0.0, 1.0)), rules=[rule(0.5, "by chance")],
+        ))  # fmt: skip
+    return chart(plots)
+
+
 def _lengths(mean: xr.Dataset) -> dict[str, Any]:
     over = ("block", "head")
     curves = [

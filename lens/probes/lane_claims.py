@@ -22,6 +22,7 @@ from lens.probes.positional_kernel import (
     explained_variance,
     mean_field_kernel,
     order_of_keys,
+    powers_below,
     previous_token_score,
     rebased,
 )
@@ -60,8 +61,8 @@ def lane_claims(
           itself, and to the first;
         - `first_key_lead[document, block, head, lane]`: by how much each lane lifts the first key's logit above the others';
         - `kernel_share`, `offset_share`, `residual_fraction` `[document, block, head]`, as in `positional_kernel`;
-        - `far_beats_near[document, base, block, head]` and `flipped[document, base, block, head]` (at half of the context), as in
-          `key_order`, with the base of this block alone changed; `base` is a multiple of the trained one (see `rebased`);
+        - `far_beats_near`, `flipped` `[document, block, head, base, distance]` and `far_beats_near_mean[document, block, head,
+          base]`, as in `key_order`, with the base of this block alone changed: a multiple of the trained one (see `rebased`);
         - `entropy[document, block, head, lane]` of the rotated keys that the head reads, in nats.
 
     Memory: the states of one document, `blocks · tokens · (heads + 2 · kv_heads) · width` float32. Cost: about 5 s a document
@@ -100,11 +101,13 @@ def _document(
         heads = [_head(block, head, context, draws, generator) for head in range(len(block.query))]
         entropy = lane_entropy(block.key_lanes()[:, 1:], block.theta)[usage.kv_head.to_numpy()]
         blocks.append({"entropy": entropy, **{name: np.stack([one[name] for one in heads]) for name in heads[0]}})
-    columns = {name: (stacked if name in _BY_LANE else np.stack)([one[name] for one in blocks]) for name in blocks[0]}
-    columns |= {name: np.moveaxis(columns[name], -1, 0) for name in _BY_BASE}
-    found = {name: variable(_dims(name), columns[name], label, units) for name, (label, units) in _LABELS.items()}
-    base = exact(("base",), np.array(FACTORS), "base of this block, as a multiple of the trained one")
-    return usage.assign(found).assign_coords({"base": base})
+    columns = {name: (stacked if _DIMS.get(name) == ("lane",) else np.stack)([one[name] for one in blocks]) for name in blocks[0]}
+    found = {name: variable(("block", "head", *_DIMS.get(name, ())), columns[name], *label) for name, label in _LABELS.items()}
+    coordinates = {
+        "base": exact(("base",), np.array(FACTORS), "base of this block, as a multiple of the trained one"),
+        "distance": variable(("distance",), powers_below(context), "tokens from the key to the query", "tokens"),
+    }
+    return usage.assign(found).assign_coords(coordinates)
 
 
 _LABELS = {
@@ -115,17 +118,16 @@ _LABELS = {
     "kernel_share": ("variance of the logits that the mean-field kernel explains", "1"),
     "offset_share": ("variance of the logits that the best function of distance explains", "1"),
     "residual_fraction": ("1 − Var(kernel)/Var(logit)", "1"),
-    "far_beats_near": ("probability that a far key beats a near one", "1"),
-    "flipped": ("probability that half the context turns the order of two keys over", "1"),
+    "far_beats_near": ("probability that a key at the distance beats a near one", "1"),
+    "far_beats_near_mean": ("probability that a key beyond half of the context beats a near one", "1"),
+    "flipped": ("probability that the distance turns the order of two keys over", "1"),
     "entropy": ("entropy of the lane's rotated keys", "nats"),
 }
-_BY_LANE = ("first_key_lead", "entropy")
-_BY_BASE = ("far_beats_near", "flipped")
-
-
-def _dims(name: str) -> tuple[str, ...]:
-    first, last = ("base",) * (name in _BY_BASE), ("lane",) * (name in _BY_LANE)
-    return (*first, "block", "head", *last)
+_DIMS = {
+    **dict.fromkeys(("first_key_lead", "entropy"), ("lane",)),
+    **dict.fromkeys(("far_beats_near", "flipped"), ("base", "distance")),
+    "far_beats_near_mean": ("base",),
+}
 
 
 def _head(states: HeadStates, head: int, context: int, draws: int, generator: np.random.Generator) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def _head(states: HeadStates, head: int, context: int, draws: int, generator: np
     orders = []
     for factor in FACTORS:
         turned = lanes.turned(rebased(states.theta, factor))
-        orders.append(order_of_keys(turned, context, [context // 2], draws, generator))
+        orders.append(order_of_keys(turned, context, powers_below(context), draws, generator))
     return {
         "previous_token": previous_token_score(pattern),
         "diagonal": diagonal_score(pattern),
@@ -146,8 +148,9 @@ def _head(states: HeadStates, head: int, context: int, draws: int, generator: np
         "kernel_share": share.kernel,
         "offset_share": share.offset,
         "residual_fraction": 1 - share.kernel_variance,
-        "far_beats_near": np.array([order.mean for order in orders]),
-        "flipped": np.array([order.flipped[0] for order in orders]),
+        "far_beats_near": np.stack([order.far_beats_near for order in orders]),
+        "far_beats_near_mean": np.array([order.mean for order in orders]),
+        "flipped": np.stack([order.flipped for order in orders]),
     }
 
 
@@ -189,8 +192,8 @@ def lane_numbers(claims: xr.Dataset) -> dict[str, Any]:
         for name in ("fast_share", "slow_share", "kernel_share", "offset_share", "residual_fraction")
     }
     by_base = {
-        name: {f"{base:g}": round(float(mean[name].sel(base=base).mean()), 3) for base in mean.base.to_numpy()}
-        for name in ("far_beats_near", "flipped")
+        name: {f"{base:g}": round(float(of.sel(base=base).mean()), 3) for base in mean.base.to_numpy()}
+        for name, of in (("far_beats_near", mean.far_beats_near_mean), ("flipped", mean.flipped.isel(distance=-1)))
     }
     entropy = mean.entropy.mean("head")
     bands = [band for band in ("fast", "middle", "slow") if (mean.band == band).any()]
@@ -250,9 +253,9 @@ def fast_in_fifth(claims: xr.Dataset, fifth: int, heads: int = 10) -> float:
     return float((blocks * 5 // claims.sizes["block"] == fifth).mean())
 
 
-def _from_base_to_base(claims: xr.Dataset, name: str, one: int, other: int) -> float:
-    """Mean over heads at one base less that at another, both by their places in `FACTORS`."""
-    means = claims[name].mean(("block", "head"))
+def _rise(found: xr.DataArray, one: int, other: int) -> float:
+    """From one base to another, by their places in `FACTORS`, of the mean over heads."""
+    means = found.mean(("block", "head"))
     return float(means.isel(base=other) - means.isel(base=one))
 
 
@@ -280,10 +283,10 @@ _CLAIMS: tuple[tuple[str, str, str, float, Callable[[xr.Dataset], float]], ...] 
     ("Fast-lane heads sit in the last layers", f"{BARBERO}, Gemma-7B",
      "share of the ten fastest in the last fifth; 0.2 by chance", 0.2, lambda claims: fast_in_fifth(claims, 4)),
     ("A larger base turns the order of keys over less", "Du et al., arXiv 2605.15514",
-     "fall of the probability, base × 0.01 to × 100", 0.0, lambda claims: -_from_base_to_base(claims, "flipped", 0, 2)),
+     "fall of the probability, base × 0.01 to × 100", 0.0, lambda claims: -_rise(claims.flipped.isel(distance=-1), 0, 2)),
     ("A larger base lets a far key beat a near one more often", "Du et al., arXiv 2605.15514",
-     "rise of the probability, base × 1 to × 100", 0.0, lambda claims: _from_base_to_base(claims, "far_beats_near", 1, 2)),
+     "rise of the probability, base × 1 to × 100", 0.0, lambda claims: _rise(claims.far_beats_near_mean, 1, 2)),
     ("A smaller base lets a far key beat a near one less often", "Du et al., arXiv 2605.15514",
-     "fall of the probability, base × 1 to × 0.01", 0.0, lambda claims: _from_base_to_base(claims, "far_beats_near", 0, 1)),
+     "fall of the probability, base × 1 to × 0.01", 0.0, lambda claims: _rise(claims.far_beats_near_mean, 0, 1)),
     ("Slow lanes are the coherent ones", "arXiv 2511.09146", "entropy of fast less that of slow lanes (nats)", 0.0, _entropy_gap),
 )  # fmt: skip

@@ -45,7 +45,7 @@ class HeadLanes:
     window: int | None = None
 
     def turned(self, theta: Float[np.ndarray, " lane"], attention_factor: float = 1.0) -> HeadLanes:
-        """The same queries and keys under another table of as many rotary lanes."""
+        """The same queries and keys under another table of as many rotary lanes; the factor comes on top of what there is."""
         if len(theta) != self.rotary:
             raise InputError(f"The table has {len(theta)} lanes", f"{self.rotary}, as the head has", "a table of the same width")
         still = self.theta[self.rotary :]

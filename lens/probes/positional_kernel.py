@@ -116,6 +116,11 @@ def _at(product: Complex[np.ndarray, "draw lane"], distance: np.ndarray, lanes: 
     return np.real(product * np.exp(1j * np.multiply.outer(distance, lanes.theta))) @ lanes.weight
 
 
+def powers_below(context: int) -> np.ndarray:
+    """Distances 1, 2, 4, … below the context."""
+    return 2 ** np.arange(max(1, int(np.ceil(np.log2(context)))))
+
+
 def rebased(theta: Float[np.ndarray, " lane"], factor: float) -> Float[np.ndarray, " lane"]:
     """Frequencies `θ_i · factor^(−2i/r)` after the base was multiplied by a factor, of the kinds `default` and `linear`."""
     return theta * factor ** (-np.arange(len(theta)) / len(theta))
@@ -204,7 +209,7 @@ def key_order(
         InputError: distances outside 0 … L − 1, or a context under two tokens.
     """
     lanes = head_lanes(states, head, theta=theta, attention_factor=attention_factor).after(skip)
-    chosen = np.array(distances or [2**power for power in range(int(np.log2(max(context - 1, 1))) + 1)])
+    chosen = np.array(distances) if len(distances) else powers_below(context)
     if context < 2 or chosen.min() < 0 or chosen.max() >= context:
         raise InputError(f"The distances {chosen.tolist()} in a context of {context}", "0 to context − 1", "context=8192")
     order = order_of_keys(lanes, context, chosen, draws, np.random.default_rng(seed))

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import xarray as xr
 
-from lens.figures.lane_claims import lane_claims_chart
+from lens.figures.lane_claims import key_order_chart, lane_claims_chart
 
 DIMS = ("document", "block", "head", "lane")
 
@@ -20,10 +20,14 @@ def claims(blocks: int = 5) -> xr.Dataset:
             **dict.fromkeys(("query_amplitude", "key_amplitude", "first_key_amplitude"), (DIMS, amplitude)),
             "joint_share": (DIMS, np.tile([0.2, 0.3, 0.5], (2, blocks, 2, 1))),
             "fast_share": (DIMS[:3], np.full((2, blocks, 2), 0.2)),
+            **{
+                name: ((*DIMS[:3], "base", "distance"), np.linspace(0, 1, 24 * blocks).reshape(2, blocks, 2, 3, 2))
+                for name in ("far_beats_near", "flipped")
+            },
             "previous_token": (DIMS[:3], np.linspace(0, 0.9, 4 * blocks).reshape(2, blocks, 2)),
         },
         {
-            "block": np.arange(blocks), "head": [0, 1], "lane": [0, 1, 2],
+            "block": np.arange(blocks), "head": [0, 1], "lane": [0, 1, 2], "base": [0.01, 1.0, 100.0], "distance": [1, 4],
             "wavelength": (("block", "lane"), np.tile([6.283, 63.0, 9999.0], (blocks, 1))),
             "band": (("block", "lane"), np.tile(["fast", "middle", "slow"], (blocks, 1))),
         },
@@ -58,6 +62,15 @@ def test_every_head_is_a_dot_and_the_strongest_are_named():
     assert [groups[dot["group"]] for dot in plot["dots"][::2]] == ["first fifth of the blocks", *["between"] * 3, "last fifth"]
 
 
+def test_the_order_of_keys_stands_over_distance_at_three_bases():
+    found = claims()
+    beats, flipped = key_order_chart(found)["plots"]
+    assert [one["name"] for one in beats["series"]] == ["0.01 × the base", "trained base", "100 × the base"]
+    expected = found.far_beats_near.mean(("document", "block", "head")).sel(base=1)
+    assert beats["series"][1]["values"] == [float(f"{value:.4g}") for value in expected]
+    assert flipped["x"]["values"] == [1, 4]
+
+
 def test_a_chart_is_plain_data():
-    spec = lane_claims_chart(claims())
-    assert json.loads(json.dumps(spec, allow_nan=False)) == spec
+    for spec in (lane_claims_chart(claims()), key_order_chart(claims())):
+        assert json.loads(json.dumps(spec, allow_nan=False)) == spec
