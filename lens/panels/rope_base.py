@@ -267,7 +267,8 @@ class RopeBase(ChartPanel):
             return {"position": int(selected["attention"][1])}
         old = self._selection(self._view)
         if "base" in selected and selected["base"] != old["base"]:
-            return {"base": min(self._result.trained.visited, key=lambda base: abs(np.log(base / selected["base"])))}
+            known = {*self._result.trained.visited, self._result.trained.base}  # the picture rounds them
+            return {"base": min(known, key=lambda base: abs(np.log(base / selected["base"])))}
         return {"position": int(selected["position"])} if "position" in selected else {}
 
     def _apply(self, view: Mapping[str, Any]) -> None:

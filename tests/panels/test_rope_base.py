@@ -189,6 +189,8 @@ def test_a_click_on_a_base_goes_back_to_it(panel):
     panel.set(base=1e6)
     panel.chart.selected = {**panel.chart.selected, "base": 30}
     assert panel.summary()["base"] == 30
+    panel.chart.selected = {**panel.chart.selected, "base": 10_000}
+    assert panel.summary()["base"] == TRAINED
 
 
 def test_the_grid_shows_the_trained_words_on_request(panel, tiny):
