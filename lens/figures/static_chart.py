@@ -23,6 +23,7 @@ _FILLS = (1.0, 0.0, 0.4, 0.15)  # of bars beside each other, as in the browser
 _LINE = "#dfe2e8"
 _WARM = "#ba5400"  # the far end of a signed map
 _ACROSS = 3  # plots in a row
+_NAMES = 30  # labels along a side of a map; of more, every second or third is written
 _WRITTEN = 400  # cells; beyond, their values are too small to read
 
 
@@ -84,8 +85,10 @@ def _draw_bars(axes: Axes, plot: Mapping[str, Any], _chosen: Any) -> None:
     else:
         axes.set(ylim=y["range"], xlabel=_titled(x), ylabel=_titled(y))
         if "values" in x:
-            every = -(-len(x["values"]) // 12)
-            axes.set_xticks(range(0, len(x["values"]), every), [f"{value:g}" for value in x["values"][::every]])
+            whole = all(isinstance(value, int) for value in x["values"])
+            every = -(-len(x["values"]) // (12 if whole else 8))
+            names = [f"{value:g}" if whole else f"{float(f'{value:.3g}'):,g}" for value in x["values"][::every]]
+            axes.set_xticks(range(0, len(x["values"]), every), names)
     (axes.axvline if rows else axes.axhline)(0, color="#555", linewidth=0.8)
     _finish(axes, plot, "x" if rows else "y")
 
@@ -132,7 +135,7 @@ def _draw_map(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
     _write_values(axes, np.where((cells < low) | (cells > high), np.nan, cells), hue(mesh.norm(cells)))
     for setter, axis, turn in ((axes.set_xticks, x, 90), (axes.set_yticks, y, 0)):
         names = [_label(label) for label in axis["labels"]] if "labels" in axis else [f"{place:g}" for place in axis["values"]]
-        every = 1 if "labels" in axis else -(-len(names) // 16)
+        every = -(-len(names) // (_NAMES if "labels" in axis else 16))
         setter(np.arange(0, len(names), every) + 0.5, names[::every], rotation=turn if "labels" in axis else 0)
     axes.set(xlabel=_titled(x), ylabel=_titled(y))
     axes.spines[:].set_visible(False)
@@ -155,7 +158,7 @@ def _mark_beyond(axes: Axes, cells: np.ndarray, ends: Sequence[float | int], ink
 
 
 def _write_values(axes: Axes, cells: np.ndarray, colours: Any) -> None:
-    if cells.size > _WRITTEN or cells.shape[1] > 12:
+    if cells.size > _WRITTEN or cells.shape[1] > 12 or cells.shape[0] > 20:
         return
     for row, column in zip(*np.nonzero(np.isfinite(cells)), strict=True):
         text = f"{cells[row, column]:.2f}".replace("-", "−")
