@@ -264,15 +264,19 @@ class Plot {
     const { box, data } = this;
     const levels = pool(this.part("levels", this.clip), data.rules.length, () => shape("path"));
     this.taken = [];
+    const places = data.rules.map(({ value, on }, n) => {
+      const part = share(value, data[on]);
+      const inside = part >= -1e-6 && part <= 1 + 1e-6;
+      const at = inside ? half(on === "x" ? this.x(value) : this.y(value)) : null;
+      const ends = on === "x" ? [[at, box.top], [at, box.bottom]] : [[box.left, at], [box.right, at]];
+      put(levels[n], { d: inside ? `M${ends[0]}L${ends[1]}` : "", class: levelClass(n) });
+      if (inside) this.ink.push(...closely(ends));
+      return at;
+    });
     const names = data.rules.map((line, n) => {
-      const { value, on, label } = line;
-      const place = share(value, data[on]);
-      const inside = place >= -1e-6 && place <= 1 + 1e-6;
-      const at = inside ? half(on === "x" ? this.x(value) : this.y(value)) : 0;
-      const d = on === "x" ? `M${at} ${box.top}V${box.bottom}` : `M${box.left} ${at}H${box.right}`;
-      put(levels[n], { d: inside ? d : "", class: levelClass(n) });
-      const text = `${tame(label)} ${this.ruleValue(line)}`;
-      return { text, box: inside && this.rulesNamed ? this.claim(this.besideRule(on, at, this.text(text))) : null };
+      const text = `${tame(line.label)} ${this.ruleValue(line)}`;
+      const named = places[n] !== null && this.rulesNamed;
+      return { text, box: named ? this.claim(this.besideRule(line.on, places[n], this.text(text))) : null };
     });
     this.drawNames(this.quiet("names"), names);
   }
@@ -283,7 +287,7 @@ class Plot {
     const down = Array.from({ length: Math.floor((bottom - top) / 15) }, (_, n) => top + 15 * n);
     if (on === "x") return down.flatMap((y) => [at + 5, at - 5 - width].map((x) => ({ x, y, width })));
     const along = [0, 1, 2 / 3, 1 / 3].map((part) => right - width - 2 - part * (right - left - width - 6));
-    return along.flatMap((x) => [at - 15, at + 3].map((y) => ({ x, y, width })));
+    return along.flatMap((x) => [at - 17, at + 3].map((y) => ({ x, y, width })));
   }
 
   /** The first of some places for a text that is in the picture and touches no other text, better no curve either; it is taken. */

@@ -97,6 +97,7 @@ class Things extends Plot {
       put(stroke, { d: "", class: "", ...sample?.stroke });
       put(mark, { d: "", class: "", ...sample?.mark });
       holder.hidden = !sample;
+      what.hidden = !name;
       say(what, name);
       say(figure, value);
       put(figure, { style: `min-width:${room}ch` });

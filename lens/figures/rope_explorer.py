@@ -43,7 +43,7 @@ def _clock(compared: xr.Dataset, pointing: xr.Dataset) -> dict[str, Any]:
         for lane, angle in enumerate(pointing.angle.to_numpy())
     ]
     mean = complex(pointing.mean_real, pointing.mean_imaginary)
-    here = {"angle": float(np.angle(mean)), "length": min(1.0, abs(mean)), "label": "mean", "note": f"{mean.real:.2f} across"}
+    here = {"angle": float(np.angle(mean)), "length": min(1.0, abs(mean)), "label": "mean", "note": f"cosine {mean.real:.2f}"}
     return clock("lane", hands, title=f"position {position:,}", here=here)
 
 
@@ -90,7 +90,7 @@ def _kernel(compared: xr.Dataset) -> dict[str, Any]:
             found.append(rule(first, "below zero at" if compared.sizes["table"] == 1 else f"{name} below zero at", on="x"))
     first = float(compared.first_negative[-1])
     title = f"first below zero: {first:,.0f}" if np.isfinite(first) else "above zero within the context"
-    named = "sum of the lanes' cosines" + (f", least to greatest of {run:,} offsets" if run > 1 else "")
+    named = "sum of cosines" + (f", extremes of {run:,}" if run > 1 else "")
     return lines(
         "offset", compared.offset, drawn, x_axis=axis("offset", "tokens", range=(0, context)), title=title,
         y_axis=axis(named, range=(-width / 2, width)), rules=found, marks=False,

@@ -298,10 +298,13 @@ def _top(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _slider(name: str, values: Sequence[float | int], value: float | int, width: str = "20em") -> widgets.SelectionSlider:
     """A slider over given values: one of numbers would round a preset to its steps and send that back."""
-    return widgets.SelectionSlider(
+    slider = widgets.SelectionSlider(
         options=_options({*values, value}), value=value, description=name, style={"description_width": "auto"},
         layout=widgets.Layout(width=width),
     )  # fmt: skip
+    if max(values) >= 1e6:
+        slider.add_class("lens-long")
+    return slider
 
 
 def _options(values: Iterable[float | int]) -> list[tuple[str, float | int]]:

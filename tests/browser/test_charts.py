@@ -578,7 +578,7 @@ def test_vertical_rules_stand_at_their_x_and_bear_their_names(show):
     assert drawn[1] == ""
     spot = shown.spot("layer 12:")
     middle = float(spot.get_attribute("x")) + float(spot.get_attribute("width")) / 2
-    assert float(drawn[0][1:].split(" ")[0]) == pytest.approx(middle, abs=1)
+    assert float(drawn[0][1:].split(",")[0]) == pytest.approx(middle, abs=1)
     assert shown.page.locator(".lens-chart-names text").all_text_contents() == ["trained 12", ""]
     expect(shown.page.get_by_role("listbox")).to_have_accessible_name(
         "KL to the last layer (nats) by layer; trained 12; beyond 40"
