@@ -148,11 +148,12 @@ class HeadLanes(ChartPanel):
             raise InputError(f"The text has {len(ids)} tokens", f"3 to {LONGEST}", "lens.probes.lanes.lane_usage for more")
         with job.holding(model.lock, "running for its heads"):
             tables = {block: found.table for found in rotaries(model) for block in found.blocks}
+            provenance = model.provenance()
             states = head_states(model, ids, check=job.check_blocks(model.n_layers, "running"))
         rotating = {one.block: one for one in states if len(one.theta)}
         usage = lane_usage(list(rotating.values()), context=model.context or len(ids))
-        job.token.check()
-        heads = xr.merge([usage, positional_scores(list(rotating.values()))], combine_attrs="override")
+        scores = positional_scores(list(rotating.values()), check=job.check_blocks(len(rotating), "looking at heads"))
+        heads = xr.merge([usage, scores], combine_attrs="override").assign_attrs(provenance)
         return _Result(model, tuple(pieces(model.tokenizer, ids)), rotating, heads, tables)
 
     # -- view -------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import xarray as xr
 from jaxtyping import Bool, Complex, Float
 
 from lens.base.errors import InputError
+from lens.base.provenance import library_versions
 from lens.models.heads import HeadStates
 from lens.probes.dataset import variable
 from lens.probes.lanes import lane_coordinates
@@ -131,5 +132,6 @@ def band_entropy(states: HeadStates | Sequence[HeadStates], *, rank: int = 16, s
             "kv_head": variable(("kv_head",), np.arange(keys.shape[1]), "key head"),
             **lane_coordinates(theta),
         },
-        {"source": SOURCE, "probe": "band_entropy", "rank": rank, "tokens": keys.shape[2], "skipped_tokens": skip},
+        {"source": SOURCE, "probe": "band_entropy", **library_versions(), "rank": rank, "tokens": keys.shape[2],
+         "skipped_tokens": skip},
     )  # fmt: skip

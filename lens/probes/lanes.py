@@ -16,6 +16,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from lens.base.errors import InputError, UnsupportedModelError
+from lens.base.provenance import library_versions
 from lens.models.heads import HeadStates, to_lanes
 from lens.probes.dataset import exact, texts, variable
 from lens.probes.rope import bands
@@ -192,7 +193,7 @@ def lane_logits(
             **lane_coordinates(lanes.theta[: lanes.rotary]),
             "band": texts(("lane",), bands(wavelengths(lanes.theta[: lanes.rotary]), context), BAND),
         },
-        {"source": SOURCE, "probe": "lane_logits", "block": states.block, "head": head, "context": context},
+        {"source": SOURCE, "probe": "lane_logits", **library_versions(), "block": states.block, "head": head, "context": context},
     )
 
 
@@ -235,7 +236,14 @@ def lane_offsets(
             "offset": variable(("offset",), offsets, "tokens from the key to the query", "tokens"),
             **lane_coordinates(lanes.theta[: lanes.rotary]),
         },
-        {"source": SOURCE, "probe": "lane_offsets", "block": states.block, "head": head, "skipped_tokens": skip},
+        {
+            "source": SOURCE,
+            "probe": "lane_offsets",
+            **library_versions(),
+            "block": states.block,
+            "head": head,
+            "skipped_tokens": skip,
+        },
     )
 
 
@@ -297,7 +305,14 @@ def lane_usage(states: HeadStates | Sequence[HeadStates], *, context: int) -> xr
             "wavelength": exact(("block", "lane"), lengths, "tokens in which the lane turns once", "tokens"),
             "band": texts(("block", "lane"), band, BAND),
         },
-        {"source": SOURCE, "probe": "lane_usage", "context": context, "tokens": rotating[0].query.shape[1], "skipped_tokens": 1},
+        {
+            "source": SOURCE,
+            "probe": "lane_usage",
+            **library_versions(),
+            "context": context,
+            "tokens": rotating[0].query.shape[1],
+            "skipped_tokens": 1,
+        },
     )
 
 

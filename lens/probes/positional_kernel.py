@@ -7,7 +7,7 @@ therefore exact for this block with its inputs as they are, and says nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import xarray as xr
 from jaxtyping import Complex, Float
 
 from lens.base.errors import InputError
+from lens.base.provenance import library_versions
 from lens.models.heads import HeadStates
 from lens.probes.dataset import variable
 from lens.probes.lanes import HeadLanes, head_lanes, lane_profiles, rotating_blocks
@@ -163,7 +164,14 @@ def positional_kernel(
             "offset_share": variable((), np.array(share.offset), "variance that the best function of distance explains"),
         },
         {"offset": variable(("offset",), offsets, "tokens from the key to the query", "tokens")},
-        {"source": SOURCE, "probe": "positional_kernel", "block": states.block, "head": head, "skipped_tokens": skip},
+        {
+            "source": SOURCE,
+            "probe": "positional_kernel",
+            **library_versions(),
+            "block": states.block,
+            "head": head,
+            "skipped_tokens": skip,
+        },
     )
 
 
@@ -223,35 +231,47 @@ def key_order(
         },
         {"distance": variable(("distance",), chosen, "tokens from the key to the query", "tokens")},
         {
-            "source": ORDER_SOURCE, "probe": "key_order", "block": states.block, "head": head, "context": context, "draws": draws,
-            "seed": seed, "skipped_tokens": skip,
+            "source": ORDER_SOURCE, "probe": "key_order", **library_versions(), "block": states.block, "head": head,
+            "context": context, "draws": draws, "seed": seed, "skipped_tokens": skip,
         },
     )  # fmt: skip
 
 
-def positional_scores(states: HeadStates | Sequence[HeadStates]) -> xr.Dataset:
+def positional_scores(states: HeadStates | Sequence[HeadStates], *, check: Callable[[], None] | None = None) -> xr.Dataset:
     """How much of a head's attention goes to the token before, and to the token itself.
 
     Args:
         states: of one text, one block or several; blocks without rotary lanes are left out, as in `lane_usage`.
+        check: called before every block; raising from it stops the work.
 
     Returns:
         Dataset over `block` and `head`: `previous_token`, `diagonal`, as `previous_token_score` and `diagonal_score` have them.
     """
     blocks = rotating_blocks(states)
-    patterns = [[np.asarray(block.pattern(head)) for head in range(len(block.query))] for block in blocks]
+    scores = []
+    for block in blocks:
+        if check is not None:
+            check()
+        patterns = (np.asarray(block.pattern(head)) for head in range(len(block.query)))
+        scores.append([(previous_token_score(pattern), diagonal_score(pattern)) for pattern in patterns])
+    previous, diagonal = np.moveaxis(np.array(scores), -1, 0)
     columns = {
-        name: variable(("block", "head"), np.array([[score(one) for one in heads] for heads in patterns]), label)
-        for name, score, label in (
-            ("previous_token", previous_token_score, "mean attention to the token before"),
-            ("diagonal", diagonal_score, "mean attention to the token itself"),
-        )
+        "previous_token": variable(("block", "head"), previous, "mean attention to the token before"),
+        "diagonal": variable(("block", "head"), diagonal, "mean attention to the token itself"),
     }
     coordinates = {
         "block": variable(("block",), np.array([block.block for block in blocks]), "block"),
-        "head": variable(("head",), np.arange(len(patterns[0])), "query head"),
+        "head": variable(("head",), np.arange(len(scores[0])), "query head"),
     }
-    return xr.Dataset(columns, coordinates, {"source": SOURCE, "probe": "positional_scores"})
+    return xr.Dataset(
+        columns,
+        coordinates,
+        {
+            "source": SOURCE,
+            "probe": "positional_scores",
+            **library_versions(),
+        },
+    )
 
 
 def previous_token_score(pattern: Float[np.ndarray, "query key"]) -> float:
@@ -295,6 +315,6 @@ def counterfactual(
     return xr.Dataset(
         columns,
         {name: variable((name,), places, f"position of the {name}") for name in ("query", "key")},
-        {"source": SOURCE, "probe": "counterfactual", "block": states.block, "head": head,
+        {"source": SOURCE, "probe": "counterfactual", **library_versions(), "block": states.block, "head": head,
          "scope": "this block alone, its inputs unchanged"},
     )  # fmt: skip
