@@ -27,7 +27,7 @@ from lens.panels.chart import Chart
 from lens.panels.fitted import ChartPanel
 from lens.panels.panel import Job
 from lens.panels.token_grid import TokenGrid
-from lens.probes.logit_lens import logit_lens
+from lens.probes.logit_lens import follow_token, logit_lens
 from lens.probes.rope_turn import SETTINGS, striking_head, turned_head
 
 EXAMPLE = "Dr. Elspeth Quarnby met Tomas Vrell in Oslo. Later, Dr. Elspeth Quarnby wrote to Tomas Vrell in Oslo."
@@ -103,7 +103,7 @@ class RopeBase(ChartPanel):
     """
 
     COMPUTED = ("model", "text", "base")
-    VIEW = ("block", "head", "beside", "shown", "position")
+    VIEW = ("block", "head", "beside", "shown", "position", "follow")
 
     def __init__(
         self,
@@ -137,6 +137,7 @@ class RopeBase(ChartPanel):
         self.children = (*self._rows(), self._line, self._says, self.chart, self.heads, self.grid)
         self.heads.observe(self._on_select, "selected")
         self.grid.observe(self._on_cell, "selected")
+        self.grid.observe(self._on_follow, "follow")
         self.grid.on_msg(self._on_message)
         self._open(view)
 
@@ -195,15 +196,27 @@ class RopeBase(ChartPanel):
     # -- what is shown of it ----------------------------------------------------------------------
 
     def _prepare(self, job: Job, result: _Result | None) -> Mapping[str, Any]:
+        wish = job.view.pop("follow", None)
         prepared = dict(super()._prepare(job, result))
         shown = self._result if result is None else result
         if shown is None:
             return prepared
         view = prepared["view"]
+        if wish is not None and result is None:
+            prepared["trajectory"] = self._followed(job, shown, view["shown"], wish) if wish else {}
         prepared["heads"] = head_chart(shown.head(view["block"], view["head"]), view["beside"])
         if result is not None or "shown" in job.view:
             prepared["grid"] = grid_spec(shown.trained.lens if view["shown"] == "trained" else shown.lens)
         return prepared
+
+    def _followed(self, job: Job, result: _Result, shown: str, wish: Mapping[str, Any]) -> dict[str, Any]:
+        """Probability of a word that was clicked in the grid, through the grid's layers."""
+        run, lens = (result.trained.run, result.trained.lens) if shown == "trained" else (result.run, result.lens)
+        position = int(wish["position"])
+        with job.holding(run.model.lock, "following a word"):
+            found = follow_token(run, int(wish["token_id"]), position).sel(layer=lens.layer)
+        word, probability = visible(str(found.attrs["token"])), np.exp(found.logprob.isel(position=0).to_numpy())
+        return {**wish, "position": position, "word": word, "probability": probability.tolist()}
 
     def _checked(self, result: _Result, view: Mapping[str, Any]) -> dict[str, Any]:
         for name, known in (("beside", BESIDE), ("shown", _SHOWN)):
@@ -285,6 +298,7 @@ class RopeBase(ChartPanel):
             if "grid" in view:
                 self.grid.spec = view["grid"]
                 self.grid.trajectory, self.grid.follow = {}, {}
+            self.grid.trajectory = view.get("trajectory", self.grid.trajectory)
             layer, layers = self.grid.selected[0], self.grid.spec["layers"]
             self.grid.selected = [layer if layer in layers and not first else layers[-1], position]
             options = [{"value": name, "label": name} for name in _SHOWN]
@@ -314,6 +328,10 @@ class RopeBase(ChartPanel):
     def _on_cell(self, change: Any) -> None:
         if not self._is_muted and change["new"][1] != self._view["position"]:
             self.post(position=int(change["new"][1]))
+
+    def _on_follow(self, change: Any) -> None:
+        if not self._is_muted:
+            self.post(follow=change["new"])
 
     def _on_message(self, _grid: Any, content: Any, _buffers: Any) -> None:
         """A choice in the grid's own toolbar."""

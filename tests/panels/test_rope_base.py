@@ -200,6 +200,20 @@ def test_the_grid_shows_the_trained_words_on_request(panel, tiny):
     assert panel.grid.choices[0]["value"] == "trained"
 
 
+def test_a_word_of_the_grid_is_followed_in_the_model_that_is_shown(panel, tiny):
+    run, _, _ = turned(tiny, 30.0)
+    for shown, source in (("turned", run), ("trained", tiny.run(TEXT, attention=True))):
+        panel.set(shown=shown)
+        panel.grid.set_state({"follow": {"position": 4, "token_id": 9, "word": "w5"}})
+        panel.wait()
+        expected = np.exp(lens.follow_token(source, 9, 4).logprob[:, 0].to_numpy())
+        assert panel.grid.trajectory["probability"] == pytest.approx(expected.tolist(), rel=1e-4)
+        assert (panel.grid.trajectory["position"], panel.grid.trajectory["word"]) == (4, "w5")
+    panel.grid.set_state({"follow": {}})
+    panel.wait()
+    assert panel.grid.trajectory == {}
+
+
 def test_another_text_chooses_its_own_position(panel):
     panel.set(position=6)
     panel.set(text="w7 w8 w9")
