@@ -130,3 +130,44 @@ def _working(bases: np.ndarray, outcome: np.ndarray, trained: float) -> tuple[fl
     while high < len(bases) - 1 and outcome[high + 1] == "works":
         high += 1
     return float(bases[low]), float(bases[high])
+
+
+def breaking_points(sweep: xr.Dataset, *, cost: float = 3.0, average: int = 24) -> xr.Dataset:
+    """The position from which on a turned model is lost, for every base of a sweep, and the slowest lane's phase there.
+
+    Theories of the slowest lane say where in a text, and not only whether, a base fails: aliasing when that lane's phase is 2π,
+    DC stability when it is arccos 0.95 = 0.318. Positions beyond the window are not seen.
+
+    Args:
+        sweep: from `lens.probes.rope_sweep.rope_sweep`.
+        cost: nats per token above the trained model, from which on the model counts as lost.
+        average: positions over which the cost is averaged, weighted by the windows that reach them.
+
+    Returns:
+        Dataset over `base`, of plain bases only: `position`, tokens, the middle of the first average above the cost, NaN where
+        there is none; `slowest_phase`, radians: that position times `base^(−(1 − 2/width))`; and `highest_cost`, nats per
+        token, the highest average in the window.
+
+    Raises:
+        InputError: a sweep without bases, or windows shorter than the average.
+    """
+    rows = sweep.isel(table=sweep.kind.to_numpy() == "base").sortby("base")
+    if not rows.sizes["table"] or rows.sizes["position"] < average:
+        found = f"The sweep has {rows.sizes['table']} bases and {rows.sizes['position']} positions"
+        raise InputError(found, f"one base and {average} positions at least", "rope_sweep(model, corpus, [1e3], window=1024)")
+    bases, weight, ones = rows.base.to_numpy().astype(float), sweep.scored.to_numpy().astype(float), np.ones(average)
+    costs = (rows.loss - sweep.loss.isel(table=0)).to_numpy() * weight
+    means = np.stack([np.convolve(row, ones, "valid") for row in costs]) / np.convolve(weight, ones, "valid")
+    lost = means > cost
+    position = np.where(lost.any(-1), lost.argmax(-1) + (average - 1) / 2, np.nan)
+    phase = position * bases ** -(1 - 2 / int(sweep.attrs["width"]))
+    return xr.Dataset(
+        {
+            "position": exact(("base",), position, "position from which on the model is lost", "tokens"),
+            "slowest_phase": exact(("base",), phase, "phase of the slowest lane there", "radians"),
+            "highest_cost": exact(("base",), means.max(-1), "highest average cost in the window", "nats"),
+        },
+        coords={"base": exact(("base",), bases, "rotary base")},
+        attrs={**{name: sweep.attrs[name] for name in _KEPT}, "probe": "breaking_points", "cost": cost, "average": average,
+               "source": "ours; theories of the slowest lane: arXiv 2602.10959"},
+    )  # fmt: skip

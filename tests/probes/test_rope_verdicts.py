@@ -10,7 +10,7 @@ import xarray as xr
 
 from lens.base.errors import InputError
 from lens.probes.rope_sweep import TRAINED, rope_sweep
-from lens.probes.rope_verdicts import bounds_to_try, rope_verdicts
+from lens.probes.rope_verdicts import bounds_to_try, breaking_points, rope_verdicts
 
 BASES = [1e2, 3e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8]
 COSTS = [4.0, 1.0, 0.5, 0.09, 0.0, 0.05, 0.2, 0.5]
@@ -109,3 +109,36 @@ def test_one_base_or_one_document_is_refused(tiny):
         rope_verdicts(made().isel(table=[0, 1]))
     with pytest.raises(InputError, match="1 documents"):
         rope_verdicts(rope_sweep(tiny, [[5, 9, 17, 3, 44]], [20.0, 1e3]))
+
+
+def made_long() -> xr.Dataset:
+    """Base 100 is lost from position 40 on, base 1,000 never; positions beyond 50 are reached by one window of four."""
+    loss = np.full((3, 60), 2.0)
+    loss[1, 40:] = 9.0
+    loss[2] = 3.0
+    return xr.Dataset(
+        {"loss": (("table", "position"), loss), "scored": ("position", [4] * 50 + [1] * 10)},
+        {"base": ("table", [1e5, 1e2, 1e3]), "kind": ("table", [TRAINED, "base", "base"])},
+        {"width": 64, "model": "m", "corpus": "c", "tokens_scored": 210},
+    )
+
+
+def test_a_model_is_lost_where_its_average_cost_is_too_high():
+    found = breaking_points(made_long(), cost=3.0, average=10)
+    # The average from position p on is above 3 of 7 once more than 3/7 of its ten positions lie beyond 40: from 35 on.
+    assert found.position.to_numpy() == pytest.approx([35 + 4.5, np.nan], nan_ok=True)
+    assert float(found.slowest_phase[0]) == pytest.approx(39.5 * 100 ** -(62 / 64))
+    assert found.highest_cost.to_numpy().tolist() == [7, 1]
+
+
+def test_rare_positions_weigh_less():
+    sweep = made_long()
+    sweep["loss"][1, 40:50] = 2.0
+    found = breaking_points(sweep, cost=3.0, average=15)  # five positions of weight four, or ten of weight one
+    assert np.isnan(found.position[0])
+    assert float(found.highest_cost[0]) == pytest.approx(7 * 10 / (5 * 4 + 10))
+
+
+def test_windows_shorter_than_the_average_are_refused():
+    with pytest.raises(InputError, match="60 positions"):
+        breaking_points(made_long(), average=61)
