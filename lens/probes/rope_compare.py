@@ -12,7 +12,7 @@ from lens.base.provenance import library_versions
 from lens.models.frequencies import RopeTable, rope_table
 from lens.models.frequency_kinds import FORMULAS
 from lens.probes.dataset import exact, texts, variable
-from lens.probes.rope import FREQUENCIES, KERNEL, Lanes, envelope, frequencies_of, rope_kernel
+from lens.probes.rope import FREQUENCIES, KERNEL, Lanes, frequencies_of, kernel_values
 
 POINTS = 240  # runs of offsets in a picture
 
@@ -23,7 +23,6 @@ def compare_rope(
     base: float | int = 10_000.0,
     width: int = 128,
     context: int = 4096,
-    points: int = POINTS,
     **parameters: Any,
 ) -> xr.Dataset:
     """The lanes of a rotary table, and its kernel over the context, beside the default table of the same base.
@@ -31,7 +30,6 @@ def compare_rope(
     Args:
         kind, base, width, context, parameters: as in `rope_frequencies`. What a kind needs as a list and was not given is
             put in by `stand_ins`.
-        points: runs of offsets in which the kernels' extremes are kept.
 
     Returns:
         Dataset over `table` (`default` and the kind; one entry for `default` alone), `lane` and `offset` (the first of each
@@ -39,7 +37,7 @@ def compare_rope(
 
         - `theta` (radians/token), `wavelength` (tokens), `turns` over the context, `band` for both tables;
         - `treatment` of the kind's lanes, and `attention_factor` of both;
-        - `low` and `high`, extremes of the kernel `Σ cos θ_iδ` (lanes) in each run of offsets, `last` offset of the run;
+        - `low` and `high`, extremes of the kernel `Σ cos θ_iδ` (lanes) in each of at most 240 runs of offsets, `last` offset of the run;
         - `first_negative`, the first offset at which the kernel is below zero, NaN where there is none;
         - `slowest_wavelength` of the lanes that turn, tokens.
 
@@ -53,8 +51,8 @@ def compare_rope(
     chosen = rope_table(kind, base, width, **parameters, **added)
     tables = {"default": rope_table("default", base, chosen.width)} | ({kind: chosen} if kind != "default" else {})
     lanes = [frequencies_of(table, context) for table in tables.values()]
-    kernels = [rope_kernel(table, context) for table in tables.values()]
-    runs = [envelope(kernel, points) for kernel in kernels]
+    starts = np.arange(0, context + 1, -(-(context + 1) // POINTS))
+    kernels = [_kernel(table, context, starts) for table in tables.values()]
     given = {f"parameter_{name}": value for name, value in parameters.items() if isinstance(value, str | int | float)}
     attrs = {"source": f"{FREQUENCIES}; {KERNEL}", "probe": "compare_rope", "kind": kind, "base": float(base),
              "width": int(chosen.width), "context": int(context), "stand_ins": ", ".join(added)}  # fmt: skip
@@ -63,14 +61,15 @@ def compare_rope(
             **{name: _stacked(lanes, name) for name in ("theta", "wavelength", "turns", "band", "attention_factor")},
             "slowest_wavelength": _each([_slowest(table) for table in tables.values()], "longest wavelength of a turning lane"),
             "treatment": texts(("lane",), list(chosen.treatment), "what the kind does to the lane"),
-            **{name: _stacked(runs, name) for name in ("low", "high")},
-            "last": runs[0]["last"].variable,
-            "first_negative": _each([_below(kernel) for kernel in kernels], "first offset at which the kernel is below zero"),
+            "low": exact(("table", "offset"), np.stack([low for low, _, _ in kernels]), "least of the run", "lanes"),
+            "high": exact(("table", "offset"), np.stack([high for _, high, _ in kernels]), "greatest of the run", "lanes"),
+            "last": variable(("offset",), np.append(starts[1:] - 1, context), "last offset of the run", "tokens"),
+            "first_negative": _each([below for _, _, below in kernels], "first offset at which the kernel is below zero"),
         },
         coords={
             "table": texts(("table",), list(tables), "frequency table"),
             "lane": lanes[0].lane.variable,
-            "offset": runs[0].offset.variable,
+            "offset": variable(("offset",), starts, "first offset of the run", "tokens"),
         },
         attrs={**attrs, **given, **library_versions()},
     )
@@ -131,6 +130,9 @@ def _slowest(table: RopeTable) -> float:
     return float(turning.max()) if turning.size else np.nan
 
 
-def _below(kernel: xr.Dataset) -> float:
-    found = np.flatnonzero(kernel.kernel.to_numpy() < 0)
-    return float(found[0]) if found.size else np.nan
+def _kernel(table: RopeTable, context: int, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Least and greatest value of the kernel in each run of offsets, and the first offset at which it is below zero."""
+    # Not through `rope_kernel`: an index over a million offsets takes as long as the kernel, and a slider waits for it.
+    values = kernel_values(table.theta, context + 1)
+    first = int(np.argmax(values < 0))
+    return np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts), float(first) if values[first] < 0 else np.nan

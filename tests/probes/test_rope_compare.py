@@ -7,8 +7,8 @@ import pytest
 
 from lens.base.errors import InputError
 from lens.models.frequencies import KINDS, rope_table
-from lens.probes.rope import first_negative, kernel_values
-from lens.probes.rope_compare import compare_rope, phases
+from lens.probes.rope import envelope, first_negative, kernel_values, rope_kernel
+from lens.probes.rope_compare import POINTS, compare_rope, phases
 
 NEEDED = {
     "linear": {"factor": 4.0},
@@ -27,6 +27,18 @@ def test_every_kind_is_beside_the_default_of_its_base(kind):
     assert found.table.values.tolist() == (["default"] if kind == "default" else ["default", kind])
     np.testing.assert_array_equal(found.theta[0], rope_table("default", 5e5, 64).theta)
     assert found.treatment.shape == (32,)
+
+
+@pytest.mark.parametrize("context", [1, 100, 4096, 10_001])
+def test_the_runs_are_those_of_the_envelope(context):
+    found, wanted = (
+        compare_rope(width=64, context=context),
+        envelope(rope_kernel(rope_table("default", 1e4, 64), context), POINTS),
+    )
+    for name in ("offset", "last"):
+        np.testing.assert_array_equal(found[name], wanted[name])
+    for name in ("low", "high"):
+        np.testing.assert_array_equal(found[name][0], wanted[name])
 
 
 @pytest.mark.parametrize("context", [100, 4096])
