@@ -145,7 +145,7 @@ class HeadLanes(ChartPanel):
             raise InputError(f"The text is a {type(settings['text']).__name__}", "a str", "panel.set(text='…')")
         ids = model.encode(settings["text"])
         if not 3 <= len(ids) <= LONGEST:
-            raise InputError(f"The text has {len(ids)} tokens", f"3 to {LONGEST}", "lens.probes.lanes.lane_usage for more")
+            raise InputError(f"The text has {len(ids)} tokens", f"3 to {LONGEST}", "a sentence, or one of its parts")
         with job.holding(model.lock, "running for its heads"):
             tables = {block: found.table for found in rotaries(model) for block in found.blocks}
             provenance = model.provenance()

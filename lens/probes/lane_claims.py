@@ -270,7 +270,7 @@ _CLAIMS: tuple[tuple[str, str, str, float, Callable[[xr.Dataset], float]], ...] 
     ("Slow lanes carry the largest norms on average: keys", f"{BARBERO}, Gemma-7B", "slow lanes over all others", 1.0,
      lambda claims: slow_to_other(claims, "key")),
     ("The strongest lane of a head is a slow one", f"{BARBERO}, Gemma-7B", "share of the heads", 0.5, slow_strongest),
-    ("Slow lanes make the first token a sink", "no paper; it is what the large norms are for here",
+    ("Slow lanes make the first token a sink", "ours, from no paper",
      "their share of the first key's lead, heads that give it over half", 0.5, slow_lead),
     ("Heads that load the fast lanes attend to the token before", f"{BARBERO}, Gemma-7B", "rank correlation over heads", 0.5,
      lambda claims: head_correlation(claims, "fast_share", "previous_token")),
