@@ -37,7 +37,8 @@ def compare_rope(
 
         - `theta` (radians/token), `wavelength` (tokens), `turns` over the context, `band` for both tables;
         - `treatment` of the kind's lanes, and `attention_factor` of both;
-        - `low` and `high`, extremes of the kernel `Σ cos θ_iδ` (lanes) in each of at most 240 runs of offsets, `last` offset of the run;
+        - `low` and `high`, extremes of the kernel `Σ cos θ_iδ` (lanes) in each of at most 240 runs of offsets, and `last`, the
+          run's last offset;
         - `first_negative`, the first offset at which the kernel is below zero, NaN where there is none;
         - `slowest_wavelength` of the lanes that turn, tokens.
 
