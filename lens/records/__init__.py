@@ -10,4 +10,11 @@
 `rotary-settings`: base, rotary width, context, layers and scaling of released models, each with its source; facts, not results.
 
 `rope-minimum-bases`: what `lens.probes.rope_minimum.min_base` finds for its `WIDTHS` and `CONTEXTS`.
+
+`rope-bases`, made on a CPU, one thread for each training, by
+
+    python -m lens.training.rope_bases rope-bases.jsonl
+
+Its wall times are those of busy cores, and those without rotation hold a pause of nine minutes; two minutes of processor
+time are what a training takes.
 """

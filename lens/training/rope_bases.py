@@ -143,6 +143,8 @@ def train_rope_bases(
                     kept = {**asked, **sizes, **_plain(record), "results": read_long(model, held)}
                     with atomic_file(folder / "run.json") as temporary:
                         temporary.write_text(json.dumps(kept), encoding="utf-8")
+                    for name in ("state.safetensors", "record.jsonl"):
+                        (folder / name).unlink()
             yield kept
 
 

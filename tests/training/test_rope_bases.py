@@ -159,7 +159,7 @@ def test_within_the_first_window_both_readings_are_one():
 # -- runs -----------------------------------------------------------------------------------------
 
 
-def test_runs_are_recorded_and_kept(monkeypatch):
+def test_runs_are_recorded_and_kept(cache, monkeypatch):
     first, second = runs()
     assert (first["base"], second["base"], first["seed"]) == (20.0, None, 0)
     assert first["curve"]["loss"] != second["curve"]["loss"]
@@ -169,6 +169,7 @@ def test_runs_are_recorded_and_kept(monkeypatch):
     assert first["parameters"] == sum(p.numel() for p in byte_model(20.0, 0, SHAPE).parameters())
     monkeypatch.setattr(rope_bases, "train", None)  # a second call trains nothing
     assert runs() == [first, second]
+    assert sorted(path.name for path in cache.rglob("*.*") if path.suffix != ".lock") == ["run.json", "run.json"]
 
 
 def test_a_stopped_run_goes_on_to_the_same_end():
