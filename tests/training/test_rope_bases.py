@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_too_short_a_corpus_is_refused():
 
 
 def test_models_of_a_seed_differ_in_their_frequencies_only():
-    models = [byte_model(base, 0, SHAPE) for base in (20.0, 1e4, None)]
+    models: list[Any] = [byte_model(base, 0, SHAPE) for base in (20.0, 1e4, None)]
     for weights in zip(*(model.parameters() for model in models), strict=True):
         assert all(torch.equal(weights[0], other) for other in weights[1:])
     frequencies = [model.model.rotary_emb.inv_freq for model in models]
