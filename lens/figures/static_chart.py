@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ def _draw_lines(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
         look = {"marker": _MARKERS[one["marker"]], **edge} if plot["marks"] else {"linestyle": dash}
         axes.plot(places, _numbers(one["values"]), color=colour, linewidth=1.6, label=_text(one["name"]), **look)
         if "low" in one:
-            axes.fill_between(places, _numbers(one["low"]), _numbers(one["high"]), color=colour, alpha=0.18, linewidth=0)
+            opacity = 0.18 if plot["marks"] else 0.5
+            axes.fill_between(places, _numbers(one["low"]), _numbers(one["high"]), color=colour, alpha=opacity, linewidth=0)
     _draw_rules(axes, plot["rules"])
     if chosen is not None:
         axes.axvline(chosen, color=ACCENT, linestyle=(0, (4, 3)), linewidth=1.2)
@@ -249,9 +251,11 @@ def _entitle(axes: Axes, plot: Mapping[str, Any]) -> None:
 
 
 def _draw_rules(axes: Axes, rules: Sequence[Mapping[str, Any]], *, turned: bool = False) -> None:
-    for rule, dash in zip(rules, [*_DASHES, *["--"] * len(rules)], strict=False):
+    named = len(rules) > 2 or any(rule["on"] == "x" for rule in rules)  # as in the browser, where they bear their values too
+    for rule, dash in zip(rules, cycle(_DASHES), strict=False):
         draw = axes.axvline if (rule["on"] == "x") != turned else axes.axhline
-        draw(rule["value"], color="black", linestyle=dash, linewidth=1.0, label=_text(rule["label"]))
+        label = f"{rule['label']} {rule['value']:,}" if named else rule["label"]
+        draw(rule["value"], color="black", linestyle=dash, linewidth=1.0, label=_text(label))
 
 
 def _scale(axes: Axes, x: Mapping[str, Any], y: Mapping[str, Any]) -> None:

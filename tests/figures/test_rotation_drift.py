@@ -73,7 +73,7 @@ def test_what_maps_explain_is_drawn_in_the_colours_of_the_ladder():
     assert {name: found[0] for name, found in values(shares).items()} == {
         "mean shift": 0.1, "scale": 0.2, "rotation": 0.6, "linear": 0.9,
     }  # fmt: skip
-    assert shares["rules"] == [{"value": -0.03, "label": "noise floor"}]
+    assert shares["rules"] == [{"value": -0.03, "label": "noise floor", "on": "y"}]
 
 
 def test_the_histogram_counts_every_direction_once():

@@ -115,6 +115,7 @@ def test_dots_stand_among_curves_and_rules_with_their_names():
     assert (here.get_xydata().tolist(), here.get_color()) == ([[1e4, 1e3]], ACCENT)
     assert [text.get_text() for text in axes.texts] == ["Llama-3 8B", "Llama-2 7B", "here"]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["depth", "models", "trained 2,048"]
 
 
 def test_hands_point_where_their_angles_say():
