@@ -240,8 +240,8 @@ class Scatter extends Things {
       const width = this.text(text) * (kind ? 1.08 : 1); // bold
       const places = this.beside(place, width);
       // A name that nobody asked for had better be missing than hide another dot.
-      const offered = needed ? places : places.filter((box) => !this.places.some((other) => holds(box, other)));
-      const box = this.claim(offered) ?? (needed ? this.inside(places[0]) : null);
+      const offered = places.filter((box) => !this.places.some((other) => holds(box, other)));
+      const box = this.claim(offered) ?? (needed ? this.claim(places) ?? this.inside(places[0]) : null);
       if (box) names.push({ text, box, kind });
     };
     if (data.here) add(this.place(data.here), tame(data.here.label), "here-text", true);
