@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lens.models.heads import head_states as head_states
     from lens.models.load import load as load
     from lens.models.model import Model as Model
+    from lens.models.rotary import rotaries as rotaries
     from lens.models.run import Run as Run
     from lens.probes.band_entropy import band_entropy as band_entropy
     from lens.probes.cka import cka as cka
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from lens.probes.rope import rope_frequencies as rope_frequencies
     from lens.probes.rope import rope_kernel as rope_kernel
     from lens.probes.rope_bounds import rope_bounds as rope_bounds
+    from lens.probes.rope_compare import compare_rope as compare_rope
     from lens.probes.rope_practice import rope_practice as rope_practice
     from lens.probes.rope_precision import rope_precision as rope_precision
     from lens.probes.rope_problems import rope_problems as rope_problems
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from lens.probes.rope_sweep import rope_sweep as rope_sweep
     from lens.probes.rope_training import rope_training as rope_training
     from lens.probes.rope_training import rope_training_verdicts as rope_training_verdicts
+    from lens.probes.rope_verdicts import bounds_to_try as bounds_to_try
+    from lens.probes.rope_verdicts import breaking_points as breaking_points
     from lens.probes.rope_verdicts import rope_verdicts as rope_verdicts
     from lens.probes.rotation import rotation as rotation
     from lens.probes.shortcuts import fit_shortcuts as fit_shortcuts
@@ -103,6 +107,10 @@ _PUBLIC = {
     "rope_sweep": "lens.probes.rope_sweep:rope_sweep",
     "lane_ablations": "lens.probes.rope_sweep:lane_ablations",
     "rope_verdicts": "lens.probes.rope_verdicts:rope_verdicts",
+    "breaking_points": "lens.probes.rope_verdicts:breaking_points",
+    "bounds_to_try": "lens.probes.rope_verdicts:bounds_to_try",
+    "rotaries": "lens.models.rotary:rotaries",
+    "compare_rope": "lens.probes.rope_compare:compare_rope",
     "rope_training": "lens.probes.rope_training:rope_training",
     "rope_training_verdicts": "lens.probes.rope_training:rope_training_verdicts",
     "lane_usage": "lens.probes.lanes:lane_usage",

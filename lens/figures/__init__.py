@@ -12,6 +12,7 @@ _MODULES = (
     "early_exit",
     "export",
     "head_lanes",
+    "lane_claims",
     "layer_linearity",
     "linear_shortcuts",
     "logit_lens",
