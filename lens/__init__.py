@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lens.models.model import Model as Model
     from lens.models.rotary import rotaries as rotaries
     from lens.models.run import Run as Run
+    from lens.probes.attention_entropy import attention_entropy as attention_entropy
+    from lens.probes.attention_spectrum import attention_spectrum as attention_spectrum
     from lens.probes.band_entropy import band_entropy as band_entropy
     from lens.probes.cka import cka as cka
     from lens.probes.compare_lenses import compare_lenses as compare_lenses
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from lens.probes.lanes import lane_offsets as lane_offsets
     from lens.probes.lanes import lane_usage as lane_usage
     from lens.probes.linearity import linearity as linearity
+    from lens.probes.log_normality import log_normality as log_normality
     from lens.probes.logit_lens import follow_token as follow_token
     from lens.probes.logit_lens import logit_lens as logit_lens
     from lens.probes.positional_kernel import key_order as key_order
@@ -113,6 +116,9 @@ _PUBLIC = {
     "compare_rope": "lens.probes.rope_compare:compare_rope",
     "rope_training": "lens.probes.rope_training:rope_training",
     "rope_training_verdicts": "lens.probes.rope_training:rope_training_verdicts",
+    "attention_spectrum": "lens.probes.attention_spectrum:attention_spectrum",
+    "attention_entropy": "lens.probes.attention_entropy:attention_entropy",
+    "log_normality": "lens.probes.log_normality:log_normality",
     "lane_usage": "lens.probes.lanes:lane_usage",
     "lane_logits": "lens.probes.lanes:lane_logits",
     "lane_offsets": "lens.probes.lanes:lane_offsets",
