@@ -19,6 +19,7 @@ from lens.models.model import Model
 from lens.panels.fitted import ChartPanel
 from lens.panels.panel import Job
 from lens.panels.toggles import Toggles
+from lens.panels.value_slider import geometric_steps, offer, value_slider
 from lens.probes.rope_bounds import DTYPES, LANES, THEORIES, rope_bounds
 from lens.probes.rope_minimum import WIDTHS
 from lens.probes.rope_practice import RotarySettings, rope_practice, rotary_settings
@@ -191,8 +192,8 @@ class RopeBounds(ChartPanel):
             self.post(model=chosen)
 
     def _mirror(self, settings: Mapping[str, Any]) -> None:
-        contexts = sorted({*_CONTEXTS, settings["context"]})
-        self._top["context"].options = [(f"{context:,}", context) for context in contexts]
+        for name in ("context", "base"):
+            offer(self._top[name], settings[name])
         super()._mirror({**settings, "model": settings["model"] or _OWN})
 
     def _lock(self) -> ModelLock | None:
@@ -256,10 +257,8 @@ def _top(names: Sequence[str]) -> dict[str, Any]:
     wider = widgets.Layout(width="21em")
     return {
         "model": widgets.Dropdown(options=[_OWN, *names], layout=narrow),
-        "context": widgets.SelectionSlider(options=_CONTEXTS, description="context", style=style, layout=wide),
-        "base": widgets.FloatLogSlider(
-            10_000.0, base=10, min=2, max=10, step=0.02, description="base", readout_format=",.0f", style=style, layout=wide
-        ),
+        "context": value_slider("context", _CONTEXTS, 4096, "17em"),
+        "base": value_slider("base", geometric_steps(10.0, 2, 10, 50), 10_000.0, "24em"),
         "layers": widgets.IntSlider(32, 1, 126, description="layers", style=style, layout=wide),
         "width": widgets.SelectionSlider(options=WIDTHS, description="rotary dimensions", style=style, layout=wider),
         "epsilon": widgets.FloatSlider(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from lens.models.frequency_kinds import FORMULAS, ORIGINAL_LENGTH
 from lens.models.locks import ModelLock
 from lens.panels.fitted import ChartPanel
 from lens.panels.panel import Job
+from lens.panels.value_slider import geometric_steps, offer, value_slider
 from lens.probes.rope_compare import compare_rope, phases
 from lens.probes.rope_practice import rope_practice, table_of_model
 
@@ -80,7 +81,7 @@ class RopeExplorer(ChartPanel):
         }  # fmt: skip
         settings |= {"model": None} if model is None else settings_of(model)
         view = {"position": position, "lane": lane}
-        super().__init__(settings, view, _top(settings), {"position": _slider("position", _POSITIONS, position)})
+        super().__init__(settings, view, _top(settings), {"position": value_slider("position", _POSITIONS, position)})
         self._show_only_parameters_of(kind)
         self._open(view)
 
@@ -195,12 +196,12 @@ class RopeExplorer(ChartPanel):
             self._top["width"].options = widths
         for name, control in self._top.items():
             if isinstance(control, widgets.SelectionSlider):
-                _offer(control, settings[name])
+                offer(control, settings[name])
         super()._mirror({**settings, "model": _shown_model(settings)})
         self._show_only_parameters_of(settings["kind"])
 
     def _show_view(self, view: Mapping[str, Any]) -> None:
-        _offer(self._controls["position"], view["position"])
+        offer(self._controls["position"], view["position"])
 
     def _show_only_parameters_of(self, kind: str) -> None:
         for name in _SLIDING:
@@ -265,17 +266,13 @@ def _pointing(result: _Result, view: Mapping[str, Any]) -> xr.Dataset:
     return phases(result.compared.theta.isel(table=-1).to_numpy(), view["position"])
 
 
-def _steps(base: float, low: int, high: int, per: int) -> list[float]:
-    """Powers of a base from `low` to `high`, `per` of them from one whole power to the next."""
-    return [float(base ** (n / per)) for n in range(per * low, per * high + 1)]
-
-
 def _whole(values: Sequence[float]) -> list[int]:
     return sorted({round(value) for value in values})
 
 
-_POSITIONS = [0, *_whole(_steps(2.0, 0, 20, 20))]
-_LENGTHS = _whole(_steps(2.0, 8, 20, 4))
+_POSITIONS = [0, *_whole(geometric_steps(2.0, 0, 20, 20))]
+_LENGTHS = _whole(geometric_steps(2.0, 8, 20, 4))
+_SHARES = [n / 50 for n in range(1, 51)]
 
 
 def _top(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,38 +285,12 @@ def _top(settings: Mapping[str, Any]) -> dict[str, Any]:
             options=sorted({*_WIDTHS, settings["width"]}), value=settings["width"], description="dimensions", layout=narrow,
             style={"description_width": "auto"}, tooltip="rotary dimensions of a head",
         ),
-        "base": _slider("base", _steps(10.0, 2, 10, 50), settings["base"], "24em"),
-        "context": _slider("context", _LENGTHS, settings["context"]),
-        "factor": _slider("factor", _steps(2.0, 0, 7, 10), settings["factor"]),
-        ORIGINAL_LENGTH: _slider("L₀", _LENGTHS, settings[ORIGINAL_LENGTH]),
-        "partial_rotary_factor": _slider("share that turns", [n / 50 for n in range(1, 51)], settings["partial_rotary_factor"]),
+        "base": value_slider("base", geometric_steps(10.0, 2, 10, 50), settings["base"], "24em"),
+        "context": value_slider("context", _LENGTHS, settings["context"]),
+        "factor": value_slider("factor", geometric_steps(2.0, 0, 7, 10), settings["factor"]),
+        ORIGINAL_LENGTH: value_slider("L₀", _LENGTHS, settings[ORIGINAL_LENGTH]),
+        "partial_rotary_factor": value_slider("share that turns", _SHARES, settings["partial_rotary_factor"]),
     }  # fmt: skip
-
-
-def _slider(name: str, values: Sequence[float | int], value: float | int, width: str = "20em") -> widgets.SelectionSlider:
-    """A slider over given values: one of numbers would round a preset to its steps and send that back."""
-    slider = widgets.SelectionSlider(
-        options=_options({*values, value}), value=value, description=name, style={"description_width": "auto"},
-        layout=widgets.Layout(width=width),
-    )  # fmt: skip
-    if max(values) >= 1e6:
-        slider.add_class("lens-long")
-    return slider
-
-
-def _options(values: Iterable[float | int]) -> list[tuple[str, float | int]]:
-    return [(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", value) for value in sorted(values)]
-
-
-def _offer(slider: widgets.SelectionSlider, value: float | int) -> None:
-    """Set a value, beside the slider's steps if it is none of them."""
-    if slider.value == value:
-        return
-    with slider.hold_sync():
-        known = {known for _, known in slider.options}
-        if value not in known:
-            slider.options = _options({*known, value})
-        slider.value = value
 
 
 def _figures(value: float) -> float | None:

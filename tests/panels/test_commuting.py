@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import xarray as xr
 
@@ -48,10 +46,8 @@ def test_slider_and_click_choose_the_offset_without_a_computation(panel):
     panel.chart.selected = {"defect": [3, 4], "offset": 11}
     assert panel.summary()["offset"] == panel._controls["offset"].value == 11
     assert panel.chart.selected["defect"] == [3, 4]
-    assert panel.dataset is before
-    start = time.perf_counter()
     panel.set(offset=12)
-    assert time.perf_counter() - start < 0.15
+    assert panel.dataset is before
 
 
 def test_controls_follow_cells(panel):
