@@ -51,10 +51,13 @@ def _by_position(dataset: xr.Dataset) -> dict[str, Any]:
 def _by_base(verdicts: xr.Dataset, reach: int) -> dict[str, Any]:
     shown = verdicts.sel(reach=reach)
     known = ~np.isnan(shown.base.to_numpy())
-    cost = series("cost", shown.cost[known], low=shown.cost_low[known], high=shown.cost_high[known], colour=BLUE)
+    curves = [
+        series(words, shown[name][known], low=shown[f"{name}_low"][known], high=shown[f"{name}_high"][known], colour=colour)
+        for name, words, colour in (("cost", "as trained", BLUE), ("divided_cost", "slow lanes slowed", GREEN))
+    ]
     required = [rule(float(shown.required.sel(theory=name)), name, on="x") for name in THEORIES]
     return lines(
-        "base", shown.base.to_numpy()[known], [cost], x_axis=axis("base", scale="log"),
+        "base", shown.base.to_numpy()[known], curves, x_axis=axis("base", scale="log"),
         y_axis=axis(f"cost of reading {reach:,} bytes at once", "nats/byte"),
         title=f"against windows of {verdicts.attrs['length']}", rules=required,
     )  # fmt: skip

@@ -30,6 +30,12 @@ ANGLES_SOURCE = "Chen et al., arXiv 2306.15595; Peng et al. (YaRN), arXiv 2309.0
 _LABELS = {
     "loss": (("document", "position"), "loss of held-out text read at once", "nats/byte"),
     "short_loss": (("document", "position"), "loss of the same bytes read in windows of the trained length", "nats/byte"),
+    "stopped_loss": (
+        ("document", "position"),
+        "loss read at once, lanes without a turn in training standing still",
+        "nats/byte",
+    ),
+    "divided_loss": (("document", "position"), "loss read at once, these lanes kept among the angles of training", "nats/byte"),
     "repeated_gain": (("distance", "document"), "by how much a passage costs less that stood before", "nats/byte"),
 }
 
@@ -43,8 +49,9 @@ def rope_training(path: Path | str | None = None) -> xr.Dataset:
     Returns:
         Dataset over `setting` (the base in words, or "no rotation") and `seed`, NaN where a run is missing:
 
-        - `loss[setting, seed, document, position]`, `short_loss` alike, `repeated_gain[setting, seed, distance, document]`: see
-          `lens.training.rope_bases.read_long`; `position` is the first of a bin's;
+        - `loss[setting, seed, document, position]`, `short_loss`, `stopped_loss` and `divided_loss` alike, and
+          `repeated_gain[setting, seed, distance, document]`: see `lens.training.rope_bases.read_long`; `position` is the first
+          of a bin's;
         - `training_loss[setting, seed, step]`, means of the last steps, nats per byte; `seconds[setting, seed]`, wall time of the
           training;
         - `base[setting]`, NaN for no rotation; `untrained_lanes[setting]`: lanes that complete no turn within the trained length.
@@ -141,6 +148,8 @@ def rope_training_verdicts(dataset: xr.Dataset, *, tolerance: float = 0.1, layer
 
         - `cost[setting, reach]` with `cost_low`, `cost_high` (95 % intervals over documents, seeds averaged) and
           `cost_seed[setting, seed, reach]`, nats per byte; `outcome[setting, reach]`: works, fails or open;
+        - `divided_cost`, `stopped_cost` alike, with their intervals: the cost of the same weights when the lanes that training
+          has shown no full turn are kept among its angles, or stand still;
         - `trained_loss[setting]` with its interval: loss within the trained length, nats per byte; `trained_loss_seed`;
         - `repeated_gain[setting, distance]` with its interval;
         - `required[theory, reach]`: base that a theory asks for, the largest one for `trained angles` and the precision wall,
@@ -149,12 +158,12 @@ def rope_training_verdicts(dataset: xr.Dataset, *, tolerance: float = 0.1, layer
     """
     length, depth = int(dataset.attrs["length"]), int(layers or dataset.attrs["num_hidden_layers"])
     reaches = _reaches(dataset, length)
-    beyond = (dataset.loss - dataset.short_loss).astype("float64")
-    parts = [beyond.sel(position=slice(reach // 2, reach - 1)).mean("position") for reach in reaches]
-    cost = xr.concat(parts, "reach")  # [reach, setting, seed, document]
+    cost, divided, stopped = (_beyond(dataset, name, reaches) for name in ("loss", "divided_loss", "stopped_loss"))
     within = dataset.loss.sel(position=slice(0, length - 1)).mean("position").astype("float64")
     columns = {
-        **_with_interval("cost", cost.transpose("setting", "reach", "seed", "document"), "cost of reading so far"),
+        **_with_interval("cost", cost, "cost of reading so far"),
+        **_with_interval("divided_cost", divided, "the same with untrained lanes kept among the angles of training"),
+        **_with_interval("stopped_cost", stopped, "the same with untrained lanes standing still"),
         **_with_interval("trained_loss", within, "loss within the trained length"),
         **_with_interval(
             "repeated_gain", dataset.repeated_gain.astype("float64").transpose("setting", "distance", "seed", "document"),
@@ -191,6 +200,13 @@ def rope_training_verdicts(dataset: xr.Dataset, *, tolerance: float = 0.1, layer
             "layers": depth,
         },
     )
+
+
+def _beyond(dataset: xr.Dataset, name: str, reaches: list[int]) -> xr.DataArray:
+    """What a loss is above that in short windows, in the last half of each reach: `[setting, reach, seed, document]`."""
+    above = (dataset[name] - dataset.short_loss).astype("float64")
+    parts = [above.sel(position=slice(reach // 2, reach - 1)).mean("position") for reach in reaches]
+    return xr.concat(parts, "reach").transpose("setting", "reach", "seed", "document")
 
 
 def _reaches(dataset: xr.Dataset, length: int) -> list[int]:

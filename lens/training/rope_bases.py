@@ -55,7 +55,7 @@ BIN = 32  # positions whose losses are averaged
 PASSAGE = 64  # bytes that stand twice
 CUE = 8  # of these, before what comes next can be known
 DISTANCES = (64, 96, 128, 256, 512)  # from a passage to its repetition; the first lies within LENGTH
-FORMAT = "lens-rope-bases-1"
+FORMAT = "lens-rope-bases-2"
 _CURVE = 20  # steps that are averaged in the record
 
 
@@ -129,7 +129,7 @@ def train_rope_bases(
     for seed in seeds:
         for base in bases:
             asked = {"base": base, "seed": seed, "recipe": asdict(replace(recipe, seed=seed)), "source": source}
-            key = hashlib.sha256(json.dumps([asked, device, READ, BIN, DISTANCES]).encode()).hexdigest()[:16]
+            key = hashlib.sha256(json.dumps([FORMAT, asked, device, READ, BIN, DISTANCES]).encode()).hexdigest()[:16]
             folder = cache_folder() / "rope-bases" / key
             with cache_lock(f"rope-bases-{key}"):
                 if (kept := _kept(folder / "run.json")) is None:
@@ -179,6 +179,9 @@ def read_long(model: nn.Module, held: ByteText) -> dict[str, Any]:
         - `loss[document][bin]`: of the first `READ` bytes of every document;
         - `short_loss[document][bin]`: of the same bytes, read in windows of `LENGTH` that show each of them at least
           `LENGTH / 2` bytes before it: what a model does that is never taken beyond its training. None in the first bins;
+        - `stopped_loss[document][bin]`, `divided_loss[document][bin]`: as `loss`, with the lanes that complete no turn within
+          `LENGTH` standing still, or turning at `LENGTH / READ` of their frequency, so that they stay among the angles that
+          the training has shown; the other lanes and all weights are as they were;
         - `distance`, `repeated_gain[distance][document]`: by how much the loss of a passage falls because the same `PASSAGE`
           bytes stood so many bytes before, against the same window with another passage there; its first `CUE` bytes
           are left out.
@@ -187,10 +190,15 @@ def read_long(model: nn.Module, held: ByteText) -> dict[str, Any]:
     with torch.no_grad():
         long, short = _losses(model, windows), _short_losses(model, windows)
         gains = torch.stack([_repeated_gain(model, windows, distance) for distance in DISTANCES])
+        turned = {
+            "stopped_loss": _turned_losses(model, windows, 0.0),
+            "divided_loss": _turned_losses(model, windows, LENGTH / READ),
+        }
     return {
         "position": list(range(0, READ, BIN)),
         "loss": _listed(long.unflatten(1, (-1, BIN)).mean(2)),
         "short_loss": _listed(short.unflatten(1, (-1, BIN)).mean(2)),
+        **{name: _listed(losses.unflatten(1, (-1, BIN)).mean(2)) for name, losses in turned.items()},
         "distance": list(DISTANCES),
         "repeated_gain": _listed(gains),
     }
@@ -207,6 +215,17 @@ def _short_losses(model: nn.Module, windows: Int[Tensor, "window length"]) -> Fl
     short = windows.unfold(1, LENGTH, half).flatten(0, 1)
     losses = _losses(model, short)[:, half:].reshape(len(windows), -1)
     return torch.cat([torch.full((len(windows), half), float("nan"), dtype=losses.dtype), losses], 1)
+
+
+def _turned_losses(model: Any, windows: Int[Tensor, "window length"], factor: float) -> Float[Tensor, "window length"]:
+    """Losses with the lanes that complete no turn within `LENGTH` at `factor` times their frequency."""
+    frequencies = model.model.rotary_emb.inv_freq
+    former = frequencies.clone()
+    frequencies[former * LENGTH < 2 * math.pi] *= factor
+    try:
+        return _losses(model, windows)
+    finally:
+        frequencies.copy_(former)
 
 
 def _repeated_gain(model: nn.Module, windows: Int[Tensor, "window length"], distance: int) -> Float[Tensor, " window"]:

@@ -14,7 +14,7 @@ from lens.base.errors import InputError
 from lens.models.frequencies import rope_table
 from lens.probes.rope_bounds import rope_bounds
 from lens.probes.rope_training import TRAINED_ANGLES, rope_training, rope_training_verdicts
-from lens.training.rope_bases import BASES, BIN, DISTANCES, LENGTH, READ, RECIPE, SEEDS, write_rope_bases
+from lens.training.rope_bases import BASES, BIN, DISTANCES, FORMAT, LENGTH, READ, RECIPE, SEEDS, write_rope_bases
 
 BINS = READ // BIN
 COSTS = {20.0: 0.0, 1e4: 0.5, None: 0.1}
@@ -28,6 +28,7 @@ def run(base: float | None, seed: int, documents: int = 5) -> dict:
     far = np.arange(BINS) * BIN >= 4 * LENGTH
     noise = np.where(np.arange(documents) % 2, 0.02, -0.02)[:, None] if base is None else 0.0
     loss = short + beyond * (COSTS[base] + noise) * (1 + far) + 0.01 * seed * beyond
+    slowed, stopped = (short + part * (loss - short) for part in (0.25, 0.75))
     known = [[None, None, *row[2:]] for row in short.round(6).tolist()]
     return {
         "base": base, "seed": seed, "parameters": 10, "recipe": {"steps": 40}, "seconds": 1.5, "tokens": 400,
@@ -36,6 +37,7 @@ def run(base: float | None, seed: int, documents: int = 5) -> dict:
         "curve": {"step": [20, 40], "loss": [3.0, 2.0]},
         "results": {
             "position": list(range(0, READ, BIN)), "loss": loss.round(6).tolist(), "short_loss": known,
+            "divided_loss": slowed.round(6).tolist(), "stopped_loss": stopped.round(6).tolist(),
             "distance": list(DISTANCES), "repeated_gain": (0.1 * np.ones((len(DISTANCES), documents))).tolist(),
         },
     }  # fmt: skip
@@ -72,6 +74,8 @@ def test_verdicts_of_known_costs(path):
     np.testing.assert_array_equal(found.reach, [256, 512, 1024])
     np.testing.assert_allclose(found.cost.sel(setting="10,000"), [0.505, 0.505, 1.005], atol=1e-5)
     np.testing.assert_allclose(found.cost_seed.sel(setting="10,000", seed=1), [0.51, 0.51, 1.01], atol=1e-5)
+    np.testing.assert_allclose(found.divided_cost, 0.25 * found.cost, atol=1e-5)
+    np.testing.assert_allclose(found.stopped_cost_high, 0.75 * found.cost_high, atol=1e-4)
     np.testing.assert_allclose(found.cost.sel(setting="20"), 0.01, atol=1e-5)  # the seed that is there
     assert found.outcome.values.tolist() == [["works"] * 3, ["fails"] * 3, ["open", "open", "fails"]]
     error = 0.02 * math.sqrt(5 / 4 - 1 / 20) / math.sqrt(5)  # two of five documents at +, three at −
@@ -103,7 +107,7 @@ def test_datasets_survive_a_file(path, tmp_path):
 
 def test_a_damaged_record_is_refused(path, tmp_path):
     text = path.read_text()
-    for wrong in (text.replace("3.0", "3.1", 1), text[:-20], "", text.replace("lens-rope-bases-1", "lens-rope-bases-0")):
+    for wrong in (text.replace("3.0", "3.1", 1), text[:-20], "", text.replace(FORMAT, "lens-rope-bases-0")):
         path.write_text(wrong)
         with pytest.raises(InputError, match="no record of trained bases"):
             rope_training(path)

@@ -149,6 +149,31 @@ def test_results_are_those_of_a_plain_reading():
     assert found["position"] == list(range(0, READ, BIN))
 
 
+def test_lanes_without_a_full_turn_are_stopped_or_slowed_and_put_back():
+    corpus, model = made_up(), byte_model(1e4, 0, SHAPE)
+    held = ByteText([*corpus.part("validation"), *corpus.part("test")], READ)
+    frequencies = model.model.rotary_emb.inv_freq
+    former = frequencies.clone()
+    found = read_long(model, held)
+    assert torch.equal(frequencies, former)
+    slow = former * LENGTH < 2 * np.pi
+    assert 0 < int(slow.sum()) < len(slow)
+    text = torch.from_numpy(held.texts[0][:READ])[None]
+    for name, factor in (("stopped_loss", 0.0), ("divided_loss", LENGTH / READ)):
+        other = byte_model(1e4, 0, SHAPE)
+        other.model.rotary_emb.inv_freq.copy_(torch.where(slow, former * factor, former))
+        with torch.no_grad():
+            expected = token_losses(other, text)[0].double().view(-1, BIN).mean(1).tolist()
+        assert found[name][0] == pytest.approx(expected, abs=1e-4)
+        assert found[name][0] != found["loss"][0]
+
+
+def test_a_base_that_shows_every_lane_a_turn_leaves_nothing_to_slow():
+    corpus, model = made_up(), byte_model(20.0, 0, SHAPE)
+    found = read_long(model, ByteText(corpus.part("test") or corpus.documents, READ))
+    assert found["loss"] == found["stopped_loss"] == found["divided_loss"]
+
+
 def test_within_the_first_window_both_readings_are_one():
     model, corpus = byte_model(1e4, 0, SHAPE), made_up()
     found = read_long(model, ByteText(corpus.part("test") or corpus.documents, READ))
