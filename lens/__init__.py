@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lens.probes.log_normality import log_normality as log_normality
     from lens.probes.logit_lens import follow_token as follow_token
     from lens.probes.logit_lens import logit_lens as logit_lens
+    from lens.probes.offset_profile import offset_profile as offset_profile
     from lens.probes.positional_kernel import key_order as key_order
     from lens.probes.positional_kernel import positional_kernel as positional_kernel
     from lens.probes.procrustes import procrustes as procrustes
@@ -119,6 +120,7 @@ _PUBLIC = {
     "attention_spectrum": "lens.probes.attention_spectrum:attention_spectrum",
     "attention_entropy": "lens.probes.attention_entropy:attention_entropy",
     "log_normality": "lens.probes.log_normality:log_normality",
+    "offset_profile": "lens.probes.offset_profile:offset_profile",
     "lane_usage": "lens.probes.lanes:lane_usage",
     "lane_logits": "lens.probes.lanes:lane_logits",
     "lane_offsets": "lens.probes.lanes:lane_offsets",

@@ -62,6 +62,7 @@ def test_patterns_of_a_model_against_scipy(family: str, tokenizer):
     model = lens.load(build(family), tokenizer)
     run = model.run(list(range(5, 17)), attention=True)
     found = attention_entropy(run)
+    assert run.attention is not None
     patterns = run.attention.double().numpy()
     assert found.entropy.to_numpy() == pytest.approx(scipy.stats.entropy(patterns, axis=-1), abs=2e-6)
     assert found.first_token.to_numpy() == pytest.approx(patterns[:, :, 1:, 0].mean(-1), abs=1e-9)

@@ -129,6 +129,7 @@ def test_patterns_of_a_model_against_numpy(family: str, tokenizer, tmp_path):
     model = lens.load(build(family), tokenizer)
     run = model.run(list(range(5, 17)), attention=True)
     found = attention_spectrum(run)
+    assert run.attention is not None
     patterns = run.attention.double().numpy()
     assert found.singular_value.shape == (*patterns.shape[:2], 12)
     assert found.singular_value.to_numpy() == pytest.approx(np.linalg.svd(patterns, compute_uv=False), abs=1e-12)
