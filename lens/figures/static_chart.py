@@ -24,6 +24,7 @@ _FILLS = (1.0, 0.0, 0.4, 0.15)  # of bars beside each other, as in the browser
 _LINE = "#dfe2e8"
 _WARM = "#ba5400"  # the far end of a signed map
 _ACROSS = 3  # plots in a row
+_LEGEND = 66  # characters of names that fit beside each other above a plot
 _NAMES = 30  # labels along a side of a map; of more, every second or third is written
 _WRITTEN = 400  # cells; beyond, their values are too small to read
 
@@ -240,8 +241,9 @@ def _finish(axes: Axes, plot: Mapping[str, Any], grid: Any) -> None:
     if (len(known) == 1 and plot["kind"] in ("lines", "bars")) or not known:
         _entitle(axes, plot)
         return
-    # Above the axes, where it can hide nothing, with the title on top of it.
-    legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8, borderaxespad=0.2,
+    # Above the axes, where it can hide nothing, with the title on top of it; three names beside each other where they fit.
+    columns = max(1, min(3, _LEGEND // max(map(len, known))))
+    legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8, borderaxespad=0.2,
                          title=_text(plot["title"]) or None, alignment="left")  # fmt: skip
     legend.get_title().set(fontsize=10, fontweight="bold")
 
@@ -254,7 +256,9 @@ def _draw_rules(axes: Axes, rules: Sequence[Mapping[str, Any]], *, turned: bool 
     named = len(rules) > 2 or any(rule["on"] == "x" for rule in rules)  # as in the browser, where they bear their values too
     for rule, dash in zip(rules, cycle(_DASHES), strict=False):
         draw = axes.axvline if (rule["on"] == "x") != turned else axes.axhline
-        label = f"{rule['label']} {rule['value']:,}" if named else rule["label"]
+        value = rule["value"]
+        shown = f"{value:,.0f}" if abs(value) >= 100 else f"{value:g}"
+        label = f"{rule['label']} {shown}" if named else rule["label"]
         draw(rule["value"], color="black", linestyle=dash, linewidth=1.0, label=_text(label))
 
 

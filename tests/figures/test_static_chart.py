@@ -186,3 +186,14 @@ def test_drawing_leaves_pyplot_alone():
 
     static_figure(chart([CURVE, LADDER, PAIRS]))
     assert matplotlib.pyplot.get_fignums() == []
+
+
+def test_long_names_of_lines_stay_inside_the_picture():
+    rules = [rule(10.0 ** (n + 1), f"a theory with a long name, number {n}", on="x") for n in range(3)]
+    plot = lines("base", [1.0, 1e6], {"cost": [1, 2]}, x_axis=axis("base", scale="log"), y_axis="cost", rules=rules)
+    figure = static_figure(chart([plot]))
+    figure.canvas.draw()
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert legend.get_window_extent().x1 <= figure.bbox.x1
+    assert any(text.get_text().endswith("number 2 1,000") for text in legend.get_texts())
