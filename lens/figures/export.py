@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import xarray as xr
@@ -57,6 +58,32 @@ def export_logit_lens(
             from lens.figures.static import logit_lens_figure
 
             logit_lens_figure(dataset, colour, stride).savefig(temporary)
+    return target
+
+
+def export_table(dataset: xr.Dataset, path: Path | str, variables: Sequence[str], dims: Sequence[str]) -> Path:
+    """Write some variables of a Dataset as `.csv`, one line for each place, or all of it as `.nc`; atomically.
+
+    Args:
+        dataset: from a probe; its texts are guarded against spreadsheets.
+        path: where to.
+        variables: columns of the table.
+        dims: its rows, the slowest first.
+
+    Raises:
+        InputError: another suffix.
+    """
+    target = Path(path)
+    if target.suffix not in (".csv", ".nc"):
+        raise InputError(f"The file name {target.name!r} ends in {target.suffix!r}", "one of .csv, .nc", "table.csv")
+    with atomic_file(target) as temporary:
+        if target.suffix == ".nc":
+            dataset.to_netcdf(temporary, engine="h5netcdf")
+        else:
+            table = dataset[list(variables)].to_dataframe(dim_order=list(dims)).reset_index()
+            for column in (name for name in table.columns if table[name].dtype.kind == "O"):
+                table[column] = [csv_safe(str(text)) for text in table[column]]
+            table.to_csv(temporary, index=False, float_format="%.17g")
     return target
 
 

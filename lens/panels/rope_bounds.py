@@ -12,7 +12,7 @@ import ipywidgets as widgets
 import xarray as xr
 
 from lens.base.errors import InputError
-from lens.base.files import atomic_file
+from lens.figures.export import export_table
 from lens.figures.rope_bounds import WEDGE, bounds_chart, hypotheses, hypotheses_html, in_words
 from lens.models.locks import ModelLock
 from lens.models.model import Model
@@ -114,15 +114,7 @@ class RopeBounds(ChartPanel):
         Raises:
             InputError: another suffix.
         """
-        target = Path(path)
-        if target.suffix not in (".csv", ".nc"):
-            raise InputError(f"The file name {target.name!r} ends in {target.suffix!r}", "one of .csv, .nc", "models.csv")
-        with atomic_file(target) as temporary:
-            if target.suffix == ".csv":
-                self.practice.to_dataframe(dim_order=["model", "theory"]).to_csv(temporary, float_format="%.12g")
-            else:
-                self.practice.to_netcdf(temporary, engine="h5netcdf")
-        return target
+        return export_table(self.practice, path, [str(name) for name in self.practice.data_vars], ("model", "theory"))
 
     # -- steps ------------------------------------------------------------------------------------
 

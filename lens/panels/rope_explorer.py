@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from lens.base.errors import InputError
-from lens.base.files import atomic_file
+from lens.figures.export import export_table
 from lens.figures.rope_explorer import explorer_chart, tokens
 from lens.models.frequencies import KINDS
 from lens.models.frequency_kinds import FORMULAS, ORIGINAL_LENGTH
@@ -102,16 +102,7 @@ class RopeExplorer(ChartPanel):
         Raises:
             InputError: another suffix.
         """
-        target = Path(path)
-        if target.suffix not in (".csv", ".nc"):
-            raise InputError(f"The file name {target.name!r} ends in {target.suffix!r}", "one of .csv, .nc", "rope.csv")
-        with atomic_file(target) as temporary:
-            if target.suffix == ".csv":
-                lanes = self.table[["theta", "wavelength", "turns", "band"]].to_dataframe(dim_order=["table", "lane"])
-                lanes.to_csv(temporary, float_format="%.17g")
-            else:
-                self.table.to_netcdf(temporary, engine="h5netcdf")
-        return target
+        return export_table(self.table, path, ("theta", "wavelength", "turns", "band"), ("table", "lane"))
 
     def set(self, *, model: str | None = None, **changes: Any) -> None:
         """Change settings, as `Panel.set`; `model` stands for all settings of a released model."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pandas
 import pytest
@@ -9,7 +11,7 @@ import xarray as xr
 
 from lens.base.errors import InputError
 from lens.base.text import csv_safe, visible
-from lens.figures.export import SUFFIXES, export_logit_lens, logit_lens_csv, require_suffix
+from lens.figures.export import SUFFIXES, export_logit_lens, export_table, logit_lens_csv, require_suffix
 from tests.base.hostile import HOSTILE
 
 STARTS = {
@@ -126,3 +128,20 @@ def test_netcdf_gives_back_the_identical_dataset(which, request, tmp_path):
         assert {name: again[name].dtype for name in again if again[name].dtype.kind != "U"} == {
             name: data[name].dtype for name in data if data[name].dtype != object
         }
+
+
+def test_a_table_guards_its_texts_and_keeps_its_numbers(tmp_path):
+    dataset = xr.Dataset(
+        {
+            "base": (("model", "lane"), np.array([[1 / 3, 2.0], [3.0, 4.0]])),
+            "note": ("model", np.array(["=1+1", "plain"], dtype=object)),
+        },
+        {"model": ("model", np.array(["@home", "b"], dtype=object))},
+    )
+    path = export_table(dataset, tmp_path / "table.csv", ("base", "note"), ("model", "lane"))
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    assert [row["note"] for row in rows] == ["'=1+1", "'=1+1", "plain", "plain"]
+    assert rows[0]["model"] == "'@home"
+    assert float(rows[0]["base"]) == 1 / 3
+    with pytest.raises(InputError, match=r"ends in '\.txt'"):
+        export_table(dataset, tmp_path / "table.txt", ("base",), ("model", "lane"))
