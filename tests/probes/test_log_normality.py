@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -68,17 +70,18 @@ def test_the_first_key_can_be_left_out(states):
     assert float(found.variance[0, 0]) == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_sliding_window_is_what_a_query_sees(tokenizer):
-    model = lens.load(build("mistral"), tokenizer)
-    states = lens.head_states(model, list(range(5, 45)))
-    window = states[0].window
-    found = log_normality(states)
-    if window is not None and window < 16:
-        assert np.isnan(found.variance).all()
-        return
-    logits, seen = states[0].logits(0), window or 40
-    expected = np.mean([logits[m, max(0, m + 1 - seen) : m + 1].var() for m in range(15, 40)])
+def test_a_sliding_window_is_what_a_query_sees(states):
+    found = log_normality(replace(states[0], window=20))
+    logits = states[0].logits(0)
+    expected = np.mean([logits[m, max(0, m - 19) : m + 1].var() for m in range(15, 40)])
     assert float(found.variance[0, 0]) == pytest.approx(expected, rel=1e-12)
+    assert float(found.variance[0, 0]) != pytest.approx(float(log_normality(states[0]).variance[0, 0]), rel=1e-6)
+
+
+def test_a_window_of_too_few_keys_has_no_shape(tokenizer):
+    states = lens.head_states(lens.load(build("mistral"), tokenizer), list(range(5, 45)))
+    assert states[0].window == 4
+    assert np.isnan(log_normality(states).variance).all()
 
 
 def test_what_cannot_be_read_is_refused(states):
