@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Complex128, Float, Float64
+from jaxtyping import Bool, Complex128, Float, Float64
 from torch import Tensor, nn
 
 from lens.base.errors import InputError, UnsupportedModelError
@@ -134,14 +134,21 @@ class HeadStates:
 
         Rows sum to one, or to less where a sink takes its share.
         """
-        logits = self.logits(head, theta, attention_factor)
-        distance = np.subtract.outer(np.arange(len(logits)), np.arange(len(logits)))
-        seen = (distance >= 0) & (distance < (self.window or len(logits)))
-        logits = np.where(seen, logits, -np.inf)
+        return self.softmax(head, self.logits(head, theta, attention_factor))
+
+    def softmax(self, head: int, logits: Float64[np.ndarray, "query key"]) -> Float64[np.ndarray, "query key"]:
+        """Attention weights that this head makes of its logits, as `pattern` does of those that `logits` gives."""
+        logits = np.where(self.seen(), logits, -np.inf)
         sink = -np.inf if self.sinks is None else float(self.sinks[head])
         top = np.maximum(logits.max(-1, keepdims=True), sink)
         weights = np.exp(logits - top)
         return weights / (weights.sum(-1, keepdims=True) + np.exp(sink - top))
+
+    def seen(self) -> Bool[np.ndarray, "query key"]:
+        """Which keys each query sees: itself and those before it, as far as the window reaches."""
+        positions = np.arange(self.query.shape[1])
+        distance = positions[:, None] - positions
+        return (distance >= 0) & (distance < (self.window or len(positions)))
 
     def _table(self, theta: Lanes | None, attention_factor: float | int | None) -> tuple[np.ndarray, float]:
         table = self.theta if theta is None else np.asarray(theta, dtype=np.float64)

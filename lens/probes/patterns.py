@@ -72,12 +72,22 @@ def read_patterns(patterns: Run | Tensor | np.ndarray) -> Patterns:
     return Patterns(weights, dims, {**places, **coordinates}, facts)
 
 
+def reduced(weights: Tensor, *, drop_sink: bool = False, renormalise: bool = False) -> Tensor:
+    """Patterns `[..., query, key]` without the first key, or with rows that sum to 1 again, or as they are."""
+    if drop_sink:
+        return without_first_key(weights)
+    return _filled(weights) if renormalise else weights
+
+
 def without_first_key(weights: Tensor) -> Tensor:
     """Patterns over all keys but the first, whose share each row gets back; a row that has nothing left is zero.
 
     The first query is left out as well, because it sees nothing else.
     """
-    kept = weights[..., 1:, 1:]
+    return _filled(weights[..., 1:, 1:])
+
+
+def _filled(kept: Tensor) -> Tensor:
     sums = kept.sum(-1, keepdim=True)
     return torch.where(sums > 0, kept / sums.clamp(min=torch.finfo(kept.dtype).tiny), 0.0)
 
