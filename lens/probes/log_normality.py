@@ -65,31 +65,57 @@ def log_normality(states: HeadStates | Sequence[HeadStates], *, temperature: flo
     )  # fmt: skip
 
 
-def row_shapes(logits: Float[np.ndarray, "row key"], seen: Bool[np.ndarray, "row key"]) -> dict[str, Float[np.ndarray, " row"]]:
+def row_shapes(
+    logits: Float[np.ndarray, "row key"],
+    seen: Bool[np.ndarray, "row key"],
+    weights: Float[np.ndarray, "row key"] | None = None,
+) -> dict[str, Float[np.ndarray, " row"]]:
     """Variance, skewness, excess kurtosis, entropy of the softmax and predicted entropy of each row of logits.
 
     Args:
         logits: finite where they are seen.
         seen: which keys count; one or more in each row.
+        weights: the softmax of these logits where it is known, up to a factor of each row; 0 where not seen.
     """
     count = seen.sum(-1)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.where(seen, values, 0.0).sum(-1) / count
-
-    centred = logits - mean(logits)[:, None]
-    variance, most = mean(centred**2), np.log(count)
+    centred = np.where(seen, logits, 0.0)
+    centred = np.where(seen, centred - (centred.sum(-1) / count)[:, None], 0.0)
+    squared = centred * centred
+    variance, most = squared.sum(-1) / count, np.log(count)
+    third, fourth = (np.einsum("ij,ij->i", squared, other) / count for other in (centred, squared))
     with np.errstate(divide="ignore", invalid="ignore"):  # a row of equal logits has no shape
-        skewness, kurtosis = mean(centred**3) / variance**1.5, mean(centred**4) / variance**2 - 3
-    weights = scipy.special.softmax(np.where(seen, logits, -np.inf), axis=-1)
+        skewness, kurtosis = third / variance**1.5, fourth / variance**2 - 3
+    if weights is None:
+        weights = scipy.special.softmax(np.where(seen, logits, -np.inf), axis=-1)
     return {
         "variance": variance,
         "skewness": skewness,
         "excess_kurtosis": kurtosis,
-        "entropy": scipy.special.entr(weights).sum(-1),
+        "entropy": _entropy(weights),
         "predicted_entropy": most - variance / 2,
         "frozen": (variance >= 2 * most).astype(float),
     }
+
+
+def mean_shape(
+    logits: Float[np.ndarray, "query key"],
+    seen: Bool[np.ndarray, "query key"],
+    weights: Float[np.ndarray, "query key"] | None = None,
+) -> dict[str, float]:
+    """Means of `row_shapes` over the queries that see 16 keys or more; NaN where there is none."""
+    enough = seen.sum(-1) >= FEWEST
+    if not enough.any():
+        return dict.fromkeys(_LABELS, float("nan"))
+    first = int(enough.argmax())  # of causal attention: all queries from there on
+    shapes = row_shapes(logits[first:], seen[first:], None if weights is None else weights[first:])
+    return {name: float(shapes[name].mean()) for name in _LABELS}
+
+
+def _entropy(weights: np.ndarray) -> np.ndarray:
+    """Of rows that need not sum to 1; of a row of zeros NaN."""
+    total = weights.sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return scipy.special.entr(weights).sum(-1) / total + np.log(total)
 
 
 _LABELS = {
@@ -103,12 +129,6 @@ _LABELS = {
 
 
 def _head(states: HeadStates, head: int, temperature: float, skip_first: bool) -> dict[str, float]:
-    logits = states.logits(head) / temperature
-    places, first = np.arange(len(logits)), int(skip_first)
-    distance = places[:, None] - places
-    seen = (distance >= 0) & (distance < (states.window or len(logits))) & (places >= first)
-    enough = seen.sum(-1) >= FEWEST
-    if not enough.any():
-        return dict.fromkeys(_LABELS, float("nan"))
-    shapes = row_shapes(logits[enough], seen[enough])
-    return {name: float(shapes[name].mean()) for name in _LABELS}
+    first = int(skip_first)
+    logits = states.logits(head)[first:, first:] / temperature
+    return mean_shape(logits, states.seen()[first:, first:])
