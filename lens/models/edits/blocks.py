@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -52,7 +53,7 @@ def replace_block(model: Model, block: int, stand_in: StandIn, *, part: BlockPar
         place = f"{place[0].upper()}{place[1:]} of {model.name}"
         form = _form(model, ends[1], place)
         for module, forward in _forwards(ends, stand_in, form, place):
-            stack.enter_context(_in_place_of(module, forward))
+            stack.enter_context(in_place_of(module, forward))
         yield
 
 
@@ -85,7 +86,7 @@ _STACKS: weakref.WeakKeyDictionary[nn.Module, list[Forward | None]] = weakref.We
 
 
 @contextmanager
-def _in_place_of(module: nn.Module, forward: Forward) -> Iterator[None]:
+def in_place_of(module: nn.Module, forward: Forward) -> Iterator[None]:
     """Another `forward` for one module. Its hooks stay in force, because they are called around it."""
     stack = _STACKS.setdefault(module, [module.__dict__.get("forward")])  # accelerate leaves one there
     stack.append(forward)
@@ -100,6 +101,12 @@ def _in_place_of(module: nn.Module, forward: Forward) -> Iterator[None]:
             module.__dict__["forward"] = stack[-1]
         if len(stack) == 1:
             del _STACKS[module]
+
+
+def beneath(module: nn.Module, forward: Forward) -> Forward:
+    """What a `forward` that stands in a module stands upon at this moment: another edit's, or the module's own."""
+    stack = _STACKS[module]
+    return stack[stack.index(forward) - 1] or partial(type(module).forward, module)
 
 
 def _forwards(ends: tuple[nn.Module, nn.Module], stand_in: StandIn, form: _Form, place: str) -> list[tuple[nn.Module, Forward]]:
