@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -164,10 +165,18 @@ def turn_lanes(
     """Rotate states `[..., position, width]` to their positions 0, 1, …, or back, in float64."""
     values = _float64(states).copy()
     if len(theta):
-        turn = factor * np.exp(1j * np.arange(values.shape[-2])[:, None] * theta)
+        turn = _turns(values.shape[-2], np.asarray(theta, dtype=np.float64).tobytes(), float(factor))
         lanes = to_lanes(values[..., slice(*rotary)], layout)
         values[..., slice(*rotary)] = from_lanes(lanes / turn if back else lanes * turn, layout)
     return values
+
+
+@lru_cache(maxsize=8)
+def _turns(positions: int, theta: bytes, factor: float) -> np.ndarray:
+    """Of every position and lane; all heads of a block share it."""
+    found = factor * np.exp(1j * np.arange(positions)[:, None] * np.frombuffer(theta))
+    found.flags.writeable = False
+    return found
 
 
 def head_states(
