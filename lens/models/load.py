@@ -177,6 +177,8 @@ def _require_complete(folder: Path) -> None:
 def _open(place: str, options: dict[str, Any]) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
+    import lens.models.three_phase  # noqa: F401  (transformers opens our own family once it is imported)
+
     if place.endswith(".gguf"):
         options = {**options, "gguf_file": Path(place).name}
         _require_ram(place)

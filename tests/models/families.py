@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import lens.models.three_phase  # noqa: F401  (so that transformers knows the family)
+
 VOCAB = 128
 _COMMON = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _LLAMA = {
@@ -108,6 +110,7 @@ ROTARY_FAMILIES: dict[str, tuple[str, dict]] = {
         **_LLAMA, "head_dim": 16, "intermediate_size_mlp": 48, "num_local_experts": 2, "no_rope_layers": [1, 0, 1],
         "attention_chunk_size": 32,
     }),
+    "three-phase": ("three_phase", {**_LLAMA, "num_phases": 2, "horn": "learned", "embedding_multiplier": 2.5}),
     "deepseek-v2": ("deepseek_v2", _MLA),
     "deepseek-v3": ("deepseek_v3", {**_MLA, "rope_parameters": {**_YARN, "mscale": 0.707, "mscale_all_dim": 1.0}}),
 }  # fmt: skip
