@@ -22,7 +22,7 @@ TURNED = "three-phase"  # whose stream is rotated between the sums
 NORM_AFTER_SUMS = "opt-projected"  # whose block hands on a norm of the sum
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
+@pytest.fixture(params=(*FAMILIES, TURNED), scope="module")
 def family(request):
     """In float64, where its kernels have it: a difference of two runs shows what is between them."""
     dtype = torch.float32 if request.param == "mixtral" else torch.float64
