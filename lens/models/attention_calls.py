@@ -95,7 +95,7 @@ def _noted(
     kernel: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> Any:
     """A kernel of the interface: the one that the model uses, and a note of what it was given."""
-    run = _own_eager(module) if kernel == "eager" else ALL_ATTENTION_FUNCTIONS[kernel]
+    run = own_eager(module) if kernel == "eager" else ALL_ATTENTION_FUNCTIONS[kernel]
     given = run(module, query, key, value, attention_mask, **kwargs)
     note = _NOTES.get(module)
     if note is None:
@@ -121,8 +121,12 @@ def _noted(
     return given
 
 
-def _own_eager(module: nn.Module) -> Callable[..., Any]:
-    """The eager kernel of the module's own family, which the interface does not hold."""
+def own_eager(module: nn.Module) -> Callable[..., Any]:
+    """The eager kernel of a module's own family, which the interface does not hold.
+
+    Raises:
+        UnsupportedModelError: a family without one.
+    """
     for base in type(module).__mro__:
         found = getattr(sys.modules[base.__module__], "eager_attention_forward", None)
         if found is not None:
@@ -173,7 +177,7 @@ def _through_own_code(model: Model, blocks: Sequence[int], note: Callable[[int, 
 @contextmanager
 def _own_method(part: Any, note: Note) -> Iterator[None]:
     """GPT-J and CodeGen: the method `_attn` of queries, keys, values and mask."""
-    own = part._attn
+    own, former = part._attn, part.__dict__.get("_attn")  # an edit of the attention leaves one there
 
     def noted(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> Any:
         given = own(query, key, value, attention_mask)
@@ -185,7 +189,10 @@ def _own_method(part: Any, note: Note) -> Iterator[None]:
     try:
         yield
     finally:
-        del part.__dict__["_attn"]
+        if former is None:
+            del part.__dict__["_attn"]
+        else:
+            part.__dict__["_attn"] = former
 
 
 class _TorchKernel(TorchFunctionMode):

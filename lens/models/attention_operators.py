@@ -91,11 +91,17 @@ def weights(operator: Operator, logits: Tensor, query: Tensor, key: Tensor, seen
     _require_shapes(logits, query, key, seen)
     if sinks is not None and tuple(sinks.shape) != (logits.shape[-3],):
         raise InputError(f"The sinks have shape {tuple(sinks.shape)}", f"({logits.shape[-3]},), one for each head", "sinks=None")
-    return operator_weights(operator, AttentionInput(logits, query, key, seen, sinks))
+    ahead = isinstance(operator, LowRank) and not operator.masked
+    return operator_weights(operator, AttentionInput(logits, query, key, seen, sinks), ahead=ahead)
 
 
-def operator_weights(operator: Operator, given: AttentionInput) -> Tensor:
+def operator_weights(operator: Operator, given: AttentionInput, *, ahead: bool = False) -> Tensor:
     """Weights of an operator, proved to be weights; see `weights`.
+
+    Args:
+        operator: any.
+        given: what it is given.
+        ahead: whether it may weigh keys that are not seen.
 
     Raises:
         InputError: weights of another shape, that are not finite, or of keys that are not seen.
@@ -144,6 +150,7 @@ class _Named:
     """Parameters in short, so that a long tensor stays one line."""
 
     name: ClassVar[str]
+    bytes_per_weight: ClassVar[int] = 24  # at the peak, with those of its inputs
 
     def __repr__(self) -> str:
         given = ", ".join(f"{field.name}={_short(getattr(self, field.name))}" for field in fields(self))  # type: ignore[arg-type]
@@ -261,6 +268,7 @@ class LowRank(_Named):
     rank: int
     masked: bool = False
     name: ClassVar[str] = "low rank"
+    bytes_per_weight: ClassVar[int] = 48
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -334,6 +342,7 @@ class LogNormal(_Named):
     beta: float | int | None = None
     diagonal: int | None = None
     name: ClassVar[str] = "linear log-normal (LLN)"
+    bytes_per_weight: ClassVar[int] = 48
 
     def __post_init__(self) -> None:
         if (self.alpha is None) != (self.beta is None):

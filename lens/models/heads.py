@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lens.base.errors import InputError, UnsupportedModelError
 from lens.models.anatomy import hooks_on
 from lens.models.attention_calls import AttentionCall, attention_calls
+from lens.models.edits.kernels import edited_blocks
 from lens.models.frequency_kinds import Lanes
 from lens.models.model import Model, evaluation_mode
 from lens.models.rotary import Rotary, rotary_of_blocks
@@ -201,7 +202,8 @@ def head_states(
 
     Raises:
         InputError: an unusable text, or no such block. MemoryEstimateError: too large.
-        UnsupportedModelError: attention that cannot be seen, that no layout explains, or that queries and keys do not explain.
+        UnsupportedModelError: attention that cannot be seen, that no layout explains, that queries and keys do not explain,
+            or that another operator stands in for.
     """
     ids = model.encode(text)
     wanted = list(range(model.n_layers)) if blocks is None else [int(block) for block in blocks]
@@ -210,6 +212,12 @@ def head_states(
         found = "No block was asked for" if wrong is None else f"Block {wrong}"
         raise InputError(found, f"0 to {model.n_layers - 1}, the blocks of {model.name}", "blocks=None, for all")
     with model.lock.hold(f"reading heads of {model.name}"), evaluation_mode(model.module):
+        for block in sorted(edited_blocks(model).intersection(wanted)):
+            raise UnsupportedModelError(
+                f"Block {block} of {model.name} has another attention operator",
+                "the model's own softmax, which heads are read by",
+                "model.run(…, attention=True), for the weights that are really used",
+            )
         proved = _places(model)
         places = {block: _require_place(proved[block]) for block in wanted}
         size = sum(4 * len(ids) * place.values for place in places.values())

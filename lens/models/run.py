@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lens.models.model import Model
 
 GIB = 2**30
+EDITED = "_edited"  # ends the name of a kernel that an edit of the attention has put in the place of another
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,10 +185,11 @@ class _Capture:
 def _eager(module: Any, wanted: bool) -> Iterator[None]:
     """Use the eager attention kernel, the only one that returns its weights, then the former one again."""
     former = module.config._attn_implementation
-    if not wanted or former == "eager":
+    eager = f"eager{EDITED}" if former.endswith(EDITED) else "eager"
+    if not wanted or former == eager:
         yield
         return
-    _set_kernel(module, "eager")
+    _set_kernel(module, eager)
     try:
         yield
     finally:

@@ -5,15 +5,18 @@ by mistake, and `model.edits`, `model.provenance()` and `model.fingerprint` tell
 it, in whatever way and order, gives the module back bit for bit.
 """
 
+from lens.models.edits.attention import AttentionChange, replace_attention
 from lens.models.edits.blocks import BlockPart, StandIn, part_modules, replace_block
 from lens.models.edits.rope import RopeChange, TableChange, rope_base, rope_lanes, rope_table
 
 __all__ = [
+    "AttentionChange",
     "BlockPart",
     "RopeChange",
     "StandIn",
     "TableChange",
     "part_modules",
+    "replace_attention",
     "replace_block",
     "rope_base",
     "rope_lanes",
