@@ -85,13 +85,12 @@ def row_shapes(
     third, fourth = (np.einsum("ij,ij->i", squared, other) / count for other in (centred, squared))
     with np.errstate(divide="ignore", invalid="ignore"):  # a row of equal logits has no shape
         skewness, kurtosis = third / variance**1.5, fourth / variance**2 - 3
-    if weights is None:
-        weights = scipy.special.softmax(np.where(seen, logits, -np.inf), axis=-1)
+    softmax = scipy.special.softmax(np.where(seen, logits, -np.inf), axis=-1) if weights is None else weights
     return {
         "variance": variance,
         "skewness": skewness,
         "excess_kurtosis": kurtosis,
-        "entropy": _entropy(weights),
+        "entropy": _entropy(softmax),
         "predicted_entropy": most - variance / 2,
         "frozen": (variance >= 2 * most).astype(float),
     }

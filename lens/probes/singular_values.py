@@ -128,7 +128,7 @@ def eigenvalues(weights: Square) -> np.ndarray:
         return np.full(len(weights), np.nan + 0j)
     else:
         found = np.linalg.eigvals(weights).astype(complex)
-    return found[np.lexsort((-found.imag, -found.real, -np.round(np.abs(found), 12)))]
+    return found[np.lexsort((-np.imag(found), -np.real(found), -np.round(np.abs(found), 12)))]
 
 
 def _ranks_without_tail(matrix: Square, largest: float) -> dict[str, float]:

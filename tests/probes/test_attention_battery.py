@@ -56,7 +56,7 @@ def single_probes(states: HeadStates, head: int, drop_sink: bool, renormalise: b
     entropy = attention_entropy(pattern, drop_sink=drop_sink, renormalise=renormalise, window=window)
     shape = log_normality(states, skip_first=drop_sink).isel(block=0, head=head)
     left = int(drop_sink)
-    found = {name: spectrum[name] for name in spectrum.data_vars if spectrum[name].ndim == 0}
+    found: dict[str, xr.DataArray] = {str(name): spectrum[name] for name in spectrum.data_vars if spectrum[name].ndim == 0}
     found |= {name: entropy[name] for name in ("mean_entropy", "key_entropy", "top_key", "top_key_share")}
     found |= {name: shape[name] for name in ("skewness", "excess_kurtosis", "predicted_entropy", "frozen")}
     whole = attention_entropy(pattern)
