@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lens.base.errors import Cancelled, InputError, UnsupportedModelError
-from lens.models.edits import replace_block
+from lens.models.edits import part_modules, replace_block
 from lens.models.edits.skips import SkipChange, parallel_blocks, remove_skips
 from lens.models.model import Model
 from tests.models.families import FAMILIES, build
@@ -104,7 +104,7 @@ def test_a_part_a_million_times_smaller_than_the_stream_keeps_all_its_digits():
     with torch.no_grad():
         model.anatomy.embedding.weight.mul_(1e8)  # norms take that out again
     seen: list[Tensor] = []
-    handle = model.anatomy.blocks[0].mlp[1].register_forward_hook(lambda _m, _a, out: seen.append(out[0]))
+    handle = part_modules(model, 0, "mlp")[1].register_forward_hook(lambda _m, _a, out: seen.append(out[0]))
     with remove_skips(model, blocks=[0]):
         found = model.run(IDS).residual[1]
     handle.remove()
