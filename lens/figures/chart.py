@@ -48,14 +48,16 @@ from lens.figures.chart_parts import (
 )
 
 __all__ = [
-    "BLACK", "BLUE", "GREEN", "MARKS", "ORANGE", "PURPLE", "SCRIPTS", "SERIES_COLOURS", "SKY", "STYLES", "YELLOW", "Axis", "Plot",
-    "axis", "bars", "chart", "clock", "heat_map", "histogram", "lines", "rule", "scatter", "series",
+    "BLACK", "BLUE", "GREEN", "MARKS", "ORANGE", "PARTS", "PURPLE", "SCRIPTS", "SERIES_COLOURS", "SKY", "STYLES", "YELLOW",
+    "Axis", "Plot", "axis", "bars", "chart", "clock", "heat_map", "histogram", "lines", "rule", "scatter", "series",
 ]  # fmt: skip
 
 MOST_CELLS = 10_000
 
 _KINDS = ("series", "bars", "map", "scatter", "clock")
-SCRIPTS = ("theme.js", "chart_numbers.js", "chart_plot.js", *(f"chart_{kind}.js" for kind in _KINDS), "chart.js")
+PARTS = ("theme.js", "chart_numbers.js", "chart_plot.js", *(f"chart_{kind}.js" for kind in _KINDS), "chart_view.js")
+"""Of which other views are built, too."""
+SCRIPTS = (*PARTS, "chart.js")
 STYLES = ("theme.css", "chart.css")
 
 

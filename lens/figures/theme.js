@@ -83,6 +83,23 @@ function watchTheme(look) {
   };
 }
 
+// ── Numbers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+const ARRAYS = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array };
+
+/**
+ * {dtype, shape, data} to a typed array. Data are little-endian: a DataView, an ArrayBuffer or base64 text. With a
+ * scale they are steps of that size above `low`; a stored integer equal to `missing` is an unknown value, here NaN.
+ */
+function decode({ dtype, data, scale, low = 0, missing }) {
+  const bytes = typeof data === "string" ? Uint8Array.from(atob(data), (c) => c.charCodeAt(0))
+    : data instanceof ArrayBuffer ? new Uint8Array(data)
+      : new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+  const stored = new ARRAYS[dtype](bytes.slice().buffer); // the copy aligns: a message's buffers may start at any byte
+  if (scale === undefined && missing === undefined) return stored;
+  return Float32Array.from(stored, (v) => (v === missing ? NaN : low + v * (scale ?? 1)));
+}
+
 // ── Text, focus and a model without a kernel ────────────────────────────────────────────────────────────────────
 
 /** Format characters could turn or hide the text around them. Python spells them so too; a hand-made page may not. */

@@ -22,21 +22,6 @@ const SERIAL = Symbol.for("lens-grid-serial");
 
 // ── Data ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-const ARRAYS = { uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array };
-
-/**
- * {dtype, shape, data} to a typed array. Data are little-endian: a DataView, an ArrayBuffer or base64 text. With a
- * scale they are shares of a largest value; a stored integer equal to `missing` is an unknown value, here NaN.
- */
-export function decode({ dtype, data, scale, missing }) {
-  const bytes = typeof data === "string" ? Uint8Array.from(atob(data), (c) => c.charCodeAt(0))
-    : data instanceof ArrayBuffer ? new Uint8Array(data)
-      : new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-  const stored = new ARRAYS[dtype](bytes.slice().buffer); // the copy aligns: a message's buffers may start at any byte
-  if (scale === undefined && missing === undefined) return stored;
-  return Float32Array.from(stored, (v) => (v === missing ? NaN : v * (scale ?? 1)));
-}
-
 function read(spec) {
   if (!spec?.layers?.length || !spec.input?.length) return null;
   const arrays = Object.entries(spec).filter(([, value]) => value?.dtype).map(([name, value]) => [name, decode(value)]);

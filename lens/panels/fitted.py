@@ -42,6 +42,8 @@ class ChartPanel(Panel):
         controls: widgets of the second row that belong to `view`, by name; their `value` is the setting.
     """
 
+    PICTURE: type[Any] = Chart
+
     def __init__(
         self,
         settings: Mapping[str, Any],
@@ -53,7 +55,7 @@ class ChartPanel(Panel):
         self._view = dict(view)
         self._result: Any = None
         self._top, self._controls = dict(top), dict(controls)
-        self.chart = Chart()
+        self.chart = self.PICTURE()
         self._says = widgets.HTML()
         rows = [widgets.HBox([*self._top.values(), self._bar, self._cancel, self._chip])]
         if self._controls:
