@@ -184,7 +184,10 @@ def head_detail(states: HeadStates, head: int, *, drop_sink: bool = False, renor
         {
             "attention": exact(("query", "key"), one.weights, "attention"),
             "logits": exact(("query", "key"), np.where(seen, one.logits, np.nan), "logits"),
-            **{name: exact(("query",), rows[name].numpy(), *attention_entropy.ROWS[name]) for name in ("entropy", "effective_support")},
+            **{
+                name: exact(("query",), rows[name].numpy(), *attention_entropy.ROWS[name])
+                for name in ("entropy", "effective_support")
+            },
             "singular_value": exact(("rank",), singular, "singular value"),
             "logit_singular_value": exact(("rank",), spectrum_of_matrix(one.logits).singular, "singular value of the logits"),
             "known_singular_value": exact(

@@ -7,16 +7,20 @@ shuffled tells that apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
+from torch import Tensor
 
 from lens.base.errors import InputError
 from lens.base.provenance import library_versions
-from lens.models.heads import HeadStates
+from lens.models.heads import HeadStates, head_states
+from lens.models.model import Model
 from lens.probes.dataset import exact, variable
+from lens.probes.lanes import stacked
 
 SOURCE = "our own; frequencies of lanes: Su et al., arXiv 2104.09864, section 3.2"
 FEWEST = 16  # cells of a diagonal whose mean goes into the spectrum
@@ -36,8 +40,9 @@ def offset_profile(states: HeadStates | Sequence[HeadStates]) -> xr.Dataset:
           triangle; `cells[offset]`, how many;
         - `toeplitz_share`: Σ cells · profile² over the sum of all squared logits, 0 to 1;
         - `power[…, frequency]` of the profile over offsets with 16 cells or more, mean removed, under a Hann window, padded to
-          four times its length; `frequency` in cycles/token. Lane i lies at θᵢ/2π; the resolution is about one over the number
-          of tokens, so that slower lanes stand together at 0.
+          four times its length; `frequency` in cycles/token. The resolution is about one over the number of tokens, so that
+          slower lanes stand together at 0;
+        - `lane_frequency[block, lane]`: θᵢ/2π, cycles/token, where lane i would show; NaN for lanes that a block does not have.
 
     Cost: `O(positions²)` a head. Memory: two such squares of one head.
 
@@ -56,7 +61,7 @@ def offset_profile(states: HeadStates | Sequence[HeadStates]) -> xr.Dataset:
     found = [[profile_of(block.logits(head)) for head in range(heads)] for block in blocks]
     profile = np.array([[one for one, _ in row] for row in found])
     frequency, power = spectrum_of(profile[..., : size - FEWEST + 1])
-    offsets = np.arange(size)
+    offsets, lanes = np.arange(size), stacked([block.theta for block in blocks])
     return xr.Dataset(
         {
             "profile": exact(("block", "head", "offset"), profile, "mean logit by offset"),
@@ -65,15 +70,46 @@ def offset_profile(states: HeadStates | Sequence[HeadStates]) -> xr.Dataset:
                 ("block", "head"), np.array([[share for _, share in row] for row in found]), "share of a function of distance"
             ),
             "power": exact(("block", "head", "frequency"), power, "power of the profile"),
+            "lane_frequency": exact(("block", "lane"), lanes / (2 * np.pi), "frequency of the lane", "cycles/token"),
         },
         {
             "block": variable(("block",), np.array([block.block for block in blocks]), "block"),
             "head": variable(("head",), np.arange(heads), "query head"),
             "offset": variable(("offset",), offsets, "tokens from the key to the query", "tokens"),
             "frequency": exact(("frequency",), frequency, "frequency", "cycles/token"),
+            "lane": variable(("lane",), np.arange(lanes.shape[1]), "rotary lane, 0 the fastest"),
         },
         {"source": SOURCE, "probe": "offset_profile", "tokens": size, **library_versions()},
     )
+
+
+def shuffled_profile(
+    model: Model,
+    text: str | Sequence[Any] | Tensor,
+    *,
+    seed: int = 0,
+    blocks: Sequence[int] | None = None,
+    check: Callable[[], None] | None = None,
+) -> xr.Dataset:
+    """`offset_profile` of a text whose tokens, the first apart, are shuffled: what is left is the model's, not the text's.
+
+    Args:
+        model: the model.
+        text: a text or token ids, as for `Model.run`.
+        seed: of the order.
+        blocks: which, or None for all.
+        check: called before every block; raising from it stops the pass.
+
+    Returns:
+        As `offset_profile`, with the attribute `shuffled`, the seed.
+
+    Raises:
+        InputError: see `offset_profile` and `lens.head_states`.
+    """
+    first, *rest = model.encode(text)
+    order = np.random.default_rng(seed).permutation(len(rest))
+    states = head_states(model, [first, *(rest[place] for place in order)], blocks, check=check)
+    return offset_profile(states).assign_attrs(shuffled=seed, **model.provenance())
 
 
 def profile_of(values: Float[np.ndarray, "query key"]) -> tuple[Float[np.ndarray, " offset"], float]:

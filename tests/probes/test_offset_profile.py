@@ -9,7 +9,7 @@ import scipy.linalg
 import lens
 from lens.base.errors import InputError
 from lens.models.frequencies import rope_table
-from lens.probes.offset_profile import offset_profile, profile_of, spectrum_of
+from lens.probes.offset_profile import offset_profile, profile_of, shuffled_profile, spectrum_of
 from tests.models.families import build
 
 
@@ -64,6 +64,27 @@ def test_the_same_token_everywhere_knows_distances_only(tokenizer):
     """Queries and keys that are all alike before rotation: what is left is the offset."""
     (first, *_) = lens.head_states(lens.load(build("llama"), tokenizer), [7] * 30)
     assert offset_profile(first).toeplitz_share.to_numpy() == pytest.approx(1, abs=1e-6)
+
+
+def test_lanes_show_where_they_turn(states, tokenizer):
+    found = offset_profile(states)
+    assert found.lane_frequency.to_numpy() == pytest.approx(np.array([block.theta for block in states]) / (2 * np.pi))
+    without = offset_profile(lens.head_states(lens.load(build("gpt2"), tokenizer), list(range(5, 45))))
+    assert without.sizes["lane"] == 0
+
+
+def test_the_order_of_the_tokens_can_be_taken_out(tokenizer):
+    model = lens.load(build("llama"), tokenizer)
+    ids = list(range(5, 45))
+    found = shuffled_profile(model, ids, seed=3, blocks=[1])
+    order = np.random.default_rng(3).permutation(39)
+    (states,) = lens.head_states(model, [ids[0], *np.array(ids[1:])[order].tolist()], [1])
+    assert np.array_equal(found.profile, offset_profile(states).profile)
+    assert found.attrs["shuffled"] == 3
+    assert not np.array_equal(found.profile, offset_profile(lens.head_states(model, ids, [1])).profile)
+    # A text of one token over and over has no order to lose.
+    same = offset_profile(lens.head_states(model, [7] * 40, [1])).toeplitz_share
+    assert np.array_equal(shuffled_profile(model, [7] * 40, blocks=[1]).toeplitz_share, same)
 
 
 def test_short_texts_and_no_blocks_are_refused(tokenizer):
