@@ -18,18 +18,26 @@ if TYPE_CHECKING:
     from lens.collect import collect_moments as collect_moments
     from lens.corpora import corpus as corpus
     from lens.figures.table import text_table as table
+    from lens.models import attention_operators as operators
     from lens.models import edits as edits
     from lens.models.frequencies import rope_table as rope_table
+    from lens.models.head_weights import head_weights as head_weights
     from lens.models.heads import head_states as head_states
     from lens.models.load import load as load
     from lens.models.model import Model as Model
     from lens.models.rotary import rotaries as rotaries
     from lens.models.run import Run as Run
+    from lens.probes.attention_battery import attention_battery as attention_battery
+    from lens.probes.attention_battery import battery_cost as battery_cost
+    from lens.probes.attention_battery import head_detail as head_detail
     from lens.probes.attention_entropy import attention_entropy as attention_entropy
+    from lens.probes.attention_growth import attention_growth as attention_growth
     from lens.probes.attention_spectrum import attention_spectrum as attention_spectrum
+    from lens.probes.attention_what_if import attention_what_if as attention_what_if
     from lens.probes.band_entropy import band_entropy as band_entropy
     from lens.probes.cka import cka as cka
     from lens.probes.compare_lenses import compare_lenses as compare_lenses
+    from lens.probes.copying_behaviour import copying_behaviour as copying_behaviour
     from lens.probes.early_exit import early_exit as early_exit
     from lens.probes.kept import shipped_tuned_lens as shipped_tuned_lens
     from lens.probes.kept import shortcuts_for as shortcuts_for
@@ -38,15 +46,22 @@ if TYPE_CHECKING:
     from lens.probes.lanes import lane_logits as lane_logits
     from lens.probes.lanes import lane_offsets as lane_offsets
     from lens.probes.lanes import lane_usage as lane_usage
+    from lens.probes.layer_spectrum import layer_spectrum as layer_spectrum
     from lens.probes.linearity import linearity as linearity
     from lens.probes.log_normality import log_normality as log_normality
     from lens.probes.logit_lens import follow_token as follow_token
     from lens.probes.logit_lens import logit_lens as logit_lens
+    from lens.probes.low_pass import low_pass as low_pass
+    from lens.probes.low_rank_attention import low_rank_attention as low_rank_attention
     from lens.probes.offset_profile import offset_profile as offset_profile
+    from lens.probes.operator_zoo import operator_zoo as operator_zoo
+    from lens.probes.ov_circuit import ov_circuit as ov_circuit
     from lens.probes.positional_kernel import key_order as key_order
     from lens.probes.positional_kernel import positional_kernel as positional_kernel
     from lens.probes.procrustes import procrustes as procrustes
     from lens.probes.published_lens import load_published_lens as load_published_lens
+    from lens.probes.qk_circuit import qk_circuit as qk_circuit
+    from lens.probes.rank_collapse import rank_collapse as rank_collapse
     from lens.probes.replacement import cumulative_replacement as cumulative_replacement
     from lens.probes.replacement import replacement_cost as replacement_cost
     from lens.probes.rope import rope_frequencies as rope_frequencies
@@ -68,6 +83,7 @@ if TYPE_CHECKING:
     from lens.probes.shortcuts import load_shortcuts as load_shortcuts
     from lens.probes.shortcuts import noise_floor as noise_floor
     from lens.probes.spectrum import spectrum as spectrum
+    from lens.probes.token_spectrum import token_spectrum as token_spectrum
     from lens.probes.tuned_lens import fit_tuned_lens as fit_tuned_lens
     from lens.probes.tuned_lens import load_tuned_lens as load_tuned_lens
     from lens.probes.verdict import document_interval as document_interval
@@ -121,6 +137,21 @@ _PUBLIC = {
     "attention_entropy": "lens.probes.attention_entropy:attention_entropy",
     "log_normality": "lens.probes.log_normality:log_normality",
     "offset_profile": "lens.probes.offset_profile:offset_profile",
+    "attention_battery": "lens.probes.attention_battery:attention_battery",
+    "battery_cost": "lens.probes.attention_battery:battery_cost",
+    "head_detail": "lens.probes.attention_battery:head_detail",
+    "attention_growth": "lens.probes.attention_growth:attention_growth",
+    "rank_collapse": "lens.probes.rank_collapse:rank_collapse",
+    "token_spectrum": "lens.probes.token_spectrum:token_spectrum",
+    "layer_spectrum": "lens.probes.layer_spectrum:layer_spectrum",
+    "low_pass": "lens.probes.low_pass:low_pass",
+    "ov_circuit": "lens.probes.ov_circuit:ov_circuit",
+    "qk_circuit": "lens.probes.qk_circuit:qk_circuit",
+    "copying_behaviour": "lens.probes.copying_behaviour:copying_behaviour",
+    "operator_zoo": "lens.probes.operator_zoo:operator_zoo",
+    "attention_what_if": "lens.probes.attention_what_if:attention_what_if",
+    "low_rank_attention": "lens.probes.low_rank_attention:low_rank_attention",
+    "head_weights": "lens.models.head_weights:head_weights",
     "lane_usage": "lens.probes.lanes:lane_usage",
     "lane_logits": "lens.probes.lanes:lane_logits",
     "lane_offsets": "lens.probes.lanes:lane_offsets",
@@ -130,6 +161,7 @@ _PUBLIC = {
     "lane_claims": "lens.probes.lane_claims:lane_claims",
     "lane_verdicts": "lens.probes.lane_claims:lane_verdicts",
     "edits": "lens.models.edits:",
+    "operators": "lens.models.attention_operators:",
     "linearity": "lens.probes.linearity:linearity",
     "document_interval": "lens.probes.verdict:document_interval",
     "verdict": "lens.probes.verdict:verdict",

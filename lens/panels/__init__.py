@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lens.panels.attention_atlas import AttentionAtlas as AttentionAtlas
     from lens.panels.commuting import CommutingRotations as CommutingRotations
     from lens.panels.early_exit import EarlyExit as EarlyExit
     from lens.panels.head_lanes import HeadLanes as HeadLanes
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from lens.panels.linear_shortcuts import LinearShortcuts as LinearShortcuts
     from lens.panels.logit_lens import LogitLens as LogitLens
     from lens.panels.logit_lens import side_by_side as side_by_side
+    from lens.panels.operator_zoo import OperatorZoo as OperatorZoo
     from lens.panels.rope_base import RopeBase as RopeBase
     from lens.panels.rope_bounds import RopeBounds as RopeBounds
     from lens.panels.rope_explorer import RopeExplorer as RopeExplorer
@@ -31,6 +33,8 @@ _PUBLIC = {
     "RopeBase": "rope_base",
     "HeadLanes": "head_lanes",
     "CommutingRotations": "commuting",
+    "AttentionAtlas": "attention_atlas",
+    "OperatorZoo": "operator_zoo",
 }
 
 
