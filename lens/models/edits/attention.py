@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lens.base.errors import InputError, UnsupportedModelError
-from lens.models.attention_operators import AttentionInput, Operator, Softmax, operator_name, operator_weights
+from lens.models.attention_operators import AttentionInput, LowRank, Operator, Softmax, operator_name, operator_weights
 from lens.models.edits.kernels import Given, Kernel, stepping_in
 from lens.models.model import Model, evaluation_mode
 from lens.models.run import require_memory
@@ -92,8 +92,8 @@ def replace_attention(
     Yields:
         What was changed.
 
-    Memory: 16 bytes for each sequence, named head, query and key while one block runs, and three times that for operators
-    in float64 (`LogNormal`, `LowRank`); refused above 1 GiB.
+    Memory: 24 bytes for each sequence, named head, query and key while one block runs, and twice that for operators in
+    float64 (`LogNormal`, `LowRank`); refused above 1 GiB.
 
     Raises:
         InputError: no such block or head, an edit that changes nothing, or an operator that gives no weights, or weights
@@ -144,10 +144,16 @@ def _heads(block: int, count: int, asked: Sequence[int] | None) -> tuple[int, ..
 
 def _require_weights(operator: Operator, chosen: Heads, counts: Mapping[int, int]) -> None:
     """The operator gives weights of what a query sees, tried on states that are nobody's."""
+    if isinstance(operator, LowRank) and not operator.masked:
+        raise InputError(
+            f"{operator!r} lets a query see later keys",
+            "an operator that keeps the model's mask",
+            f"LowRank({operator.rank}, masked=True)",
+        )
     for heads, count in {(heads, counts[block]) for block, heads in chosen.items()}:
-        query = torch.arange(len(heads) * 4.0).sin().reshape(1, len(heads), 4, 1) * torch.arange(1.0, 5.0)
+        query, key = torch.randn(2, 1, len(heads), 4, 4, generator=torch.Generator().manual_seed(0))
         seen = torch.ones(4, 4, dtype=torch.bool).tril()
-        operator_weights(operator, AttentionInput(query @ query.mT, query, query, seen, None, heads, count))
+        operator_weights(operator, AttentionInput(query @ key.mT, query, key, seen, None, heads, count))
 
 
 # -- one call of a kernel -------------------------------------------------------------------------
@@ -158,7 +164,7 @@ def _edited(model: Model, operator: Operator, heads: tuple[int, ...], kernel: Ke
     if kernel.key.shape[-2] != kernel.query.shape[-2]:
         found = f"{model.name} has another attention operator, and is run with a cache of keys and values"
         raise UnsupportedModelError(found, "a run without one", "use_cache=False")
-    size = len(heads) * len(kernel.query) * kernel.query.shape[-2] ** 2 * getattr(operator, "bytes_per_weight", 16)
+    size = len(heads) * len(kernel.query) * kernel.query.shape[-2] ** 2 * getattr(operator, "bytes_per_weight", 24)
     require_memory(f"Weights of {operator_name(operator)}", size, "fewer heads, such as heads=[0], or a shorter text")
     given, value = _given(kernel, heads)
     weights = operator_weights(operator, given)

@@ -63,7 +63,10 @@ class Kernel:
         """The same call in float32, where it is in less and the kernel takes it."""
         if self.half or self.query.dtype in (torch.float32, torch.float64):
             return self
-        mask = self.mask if self.mask is None or self.mask.dtype == torch.bool else self.mask.float()
+        mask = self.mask
+        if mask is not None and mask.dtype != torch.bool:  # its lowest number stands for minus infinity
+            hidden = mask == torch.finfo(mask.dtype).min
+            mask = mask.float().masked_fill(hidden, torch.finfo(torch.float32).min)
         return replace(self, query=self.query.float(), key=self.key.float(), value=self.value.float(), mask=mask)
 
 
