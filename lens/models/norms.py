@@ -43,6 +43,13 @@ class NormMap:
         """Rows through the norm, but for their length and the shift."""
         return (rows - rows.mean(-1, keepdims=True) if self.centred else rows) * self.gain
 
+    def length(self, rows: Float64[np.ndarray, "some d"]) -> Float64[np.ndarray, " some"]:
+        """What the norm divides states by, but for its epsilon: the root of the mean of their squares; 1 where there is none."""
+        if not self.unit:
+            return np.ones(len(rows))
+        kept = rows - rows.mean(-1, keepdims=True) if self.centred else rows
+        return np.sqrt((kept**2).mean(-1))
+
 
 def norm_map(norm: nn.Module, states: Tensor) -> NormMap:
     """Gain, shift and centring of a norm, proved on states that it was given.
