@@ -7,6 +7,8 @@ from pathlib import Path
 
 # Before torch: two torch processes that spin while waiting starve each other on a small machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core each, for what they start as well
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
