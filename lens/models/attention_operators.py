@@ -106,6 +106,10 @@ def operator_weights(operator: Operator, given: AttentionInput, *, ahead: bool =
     Raises:
         InputError: weights of another shape, that are not finite, or of keys that are not seen.
     """
+    if isinstance(operator, type) or not callable(operator):
+        named = getattr(operator, "__name__", operator)
+        found = f"The operator is {'the class ' if isinstance(operator, type) else ''}{named!r}"
+        raise InputError(found, "an operator, with its parameters", "Softmax(), or OPERATORS['softmax']()")
     found, name = operator(given), operator_name(operator)
     if not isinstance(found, Tensor) or found.shape != given.logits.shape:
         shape = tuple(getattr(found, "shape", ()))
@@ -150,7 +154,7 @@ class _Named:
     """Parameters in short, so that a long tensor stays one line."""
 
     name: ClassVar[str]
-    bytes_per_weight: ClassVar[int] = 24  # at the peak, with those of its inputs
+    bytes_per_weight: ClassVar[int] = 28  # measured at the peak, logits and weights included
 
     def __repr__(self) -> str:
         given = ", ".join(f"{field.name}={_short(getattr(self, field.name))}" for field in fields(self))  # type: ignore[arg-type]

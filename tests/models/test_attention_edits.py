@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from lens.base.errors import Cancelled, InputError, MemoryEstimateError, UnsupportedModelError
 from lens.models.attention_operators import (
@@ -23,6 +28,7 @@ from lens.models.attention_operators import (
     Softplus,
     Uniform,
     UniversalRelative,
+    weights,
 )
 from lens.models.edits import attention, replace_attention, replace_block, rope_base
 from lens.models.edits.kernels import edited_blocks
@@ -30,6 +36,7 @@ from lens.models.heads import HeadStates, head_states
 from lens.models.model import Model
 from lens.models.run import residual_states
 from tests.models.families import FAMILIES, ROTARY_FAMILIES, build
+from tests.models.test_offload import elsewhere_in_memory, on_disk
 
 IDS = list(range(3, 27))
 BIASED = ("bloom", "falcon-alibi")
@@ -200,6 +207,8 @@ def test_a_learned_sink_keeps_its_share_under_softmax_and_has_none_elsewhere():
     assert own.sum(-1).min() < 0.9
     with replace_attention(model, Softmax(0.5)):
         assert patterns(model)[0].sum(-1).min() < 0.9
+    with replace_attention(model, Softmax(), heads={0: [2], 1: [1]}):  # each with the sink of its own head
+        assert (patterns(model) - own).abs().max() < 1e-5
     for operator in (Softplus(), Uniform()):
         with replace_attention(model, operator):
             assert torch.allclose(patterns(model).sum(-1), torch.ones(own.shape[:-1]), atol=1e-5)
@@ -239,6 +248,34 @@ def test_texts_of_a_batch_are_edited_alike(llama: Model):
         together = residual_states(llama.module, llama.anatomy, ids)
         for place, text in enumerate(ids.tolist()):
             assert torch.allclose(together[:, place], llama.run(text).residual, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-oss", "gptj", "falcon"])
+def test_padding_on_either_side_stays_hidden(name: str):
+    """A batch with a mask: at real tokens, softmax on the edit's way is the model's own."""
+    model = Model(build(name), name=name)
+    ids, real = torch.tensor([IDS, IDS[::-1]]), torch.ones(2, len(IDS), dtype=torch.int64)
+    real[0, :5] = 0
+    real[1, -3:] = 0
+    with torch.no_grad():
+        own = model.module(ids, attention_mask=real, use_cache=False).logits
+        with replace_attention(model, Softmax()):
+            found = model.module(ids, attention_mask=real, use_cache=False).logits
+        with replace_attention(model, Uniform()):
+            other = model.module(ids, attention_mask=real, use_cache=False).logits
+    assert (found - own)[real.bool()].abs().max() < 2e-5 * scale(own)
+    assert (other - own)[real.bool()].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("place", [on_disk, elsewhere_in_memory])
+def test_offloaded_blocks_are_edited_too(tmp_path: Path, place: Any):
+    build("llama").save_pretrained(tmp_path / "tiny-llama")
+    model = Model(place(tmp_path / "tiny-llama"))
+    plain = Model(AutoModelForCausalLM.from_pretrained(tmp_path / "tiny-llama"))
+    before = model.run(IDS).logits
+    with replace_attention(model, Softplus()), replace_attention(plain, Softplus()):
+        assert torch.equal(model.run(IDS).logits, plain.run(IDS).logits)
+    assert torch.equal(model.run(IDS).logits, before)
 
 
 def test_a_model_loaded_with_the_eager_kernel_is_edited_too():
@@ -283,6 +320,40 @@ def test_edits_nest_and_end_in_any_order(name: str, order: tuple[int, int]):
         assert torch.equal(left[3], uniform)
     stacks[order[1]].close()
     assert traces(model) == before
+
+
+PARTS = st.tuples(
+    st.sampled_from([Uniform(), Identity(), FirstToken(), PreviousToken()]),
+    st.sets(st.integers(0, 2), min_size=1),
+    st.sets(st.integers(0, 3), min_size=1),
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edited=st.lists(PARTS, min_size=1, max_size=4), data=st.data())
+def test_whatever_is_nested_each_head_has_the_last_operator_that_names_it(llama: Model, edited: list[Any], data: st.DataObject):
+    """Against the closed forms; entered in one order and left in any other, and looked at after each."""
+    shape = torch.zeros(1, len(IDS), 1)
+    seen = torch.ones(len(IDS), len(IDS), dtype=torch.bool).tril()
+    before, live = patterns(llama), []
+    for operator, blocks, heads in edited:
+        stack = ExitStack()
+        stack.enter_context(replace_attention(llama, operator, blocks=sorted(blocks), heads=sorted(heads)))
+        live.append((stack, operator, blocks, heads))
+    while True:
+        found = patterns(llama)
+        for block, head in itertools.product(range(3), range(4)):
+            naming = [operator for _, operator, blocks, heads in live if block in blocks and head in heads]
+            if naming:
+                expected = weights(naming[-1], shape @ shape.mT, shape, shape, seen)[0]
+                assert torch.allclose(found[block, head], expected, atol=1e-6)
+            elif block == 0:
+                assert torch.equal(found[block, head], before[block, head])
+        if not live:
+            break
+        live.pop(data.draw(st.integers(0, len(live) - 1)))[0].close()
+    assert torch.equal(found, before)
+    assert not llama.edits
 
 
 @pytest.mark.parametrize("name", ["llama", "gptj", "falcon"])
@@ -461,7 +532,7 @@ def test_weights_above_the_bound_are_refused(llama: Model, monkeypatch: pytest.M
     monkeypatch.setattr(attention, "require_memory", note)
     with replace_attention(llama, Uniform(), heads=[0, 1]), pytest.raises(MemoryEstimateError):
         llama.run(IDS)
-    assert sizes == [24 * 2 * len(IDS) ** 2]
+    assert sizes == [28 * 2 * len(IDS) ** 2]
 
 
 # -- a real model ---------------------------------------------------------------------------------

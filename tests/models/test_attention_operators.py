@@ -438,6 +438,7 @@ def test_operators_that_do_not_fit_the_states_are_refused():
         (UniversalRelative(torch.ones(TOKENS - 1)), "distance"),
         (UniversalRelative(torch.ones(HEADS + 1, TOKENS)), "for 4 heads"),
         (Alibi([1.0, 2.0]), "for 2 heads"),
+        (Softmax, "the class 'Softmax'"),
         (lambda given: given.logits[..., :3], "gives Tensor"),
         (lambda given: given.logits * torch.nan, "not finite"),
         (lambda given: torch.ones_like(given.logits), "mask hides"),

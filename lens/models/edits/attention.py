@@ -92,7 +92,7 @@ def replace_attention(
     Yields:
         What was changed.
 
-    Memory: 24 bytes for each sequence, named head, query and key while one block runs, and twice that for operators in
+    Memory: 28 bytes for each sequence, named head, query and key while one block runs, and 48 for operators in
     float64 (`LogNormal`, `LowRank`); refused above 1 GiB.
 
     Raises:
@@ -164,7 +164,7 @@ def _edited(model: Model, operator: Operator, heads: tuple[int, ...], kernel: Ke
     if kernel.key.shape[-2] != kernel.query.shape[-2]:
         found = f"{model.name} has another attention operator, and is run with a cache of keys and values"
         raise UnsupportedModelError(found, "a run without one", "use_cache=False")
-    size = len(heads) * len(kernel.query) * kernel.query.shape[-2] ** 2 * getattr(operator, "bytes_per_weight", 24)
+    size = len(heads) * len(kernel.query) * kernel.query.shape[-2] ** 2 * getattr(operator, "bytes_per_weight", 28)
     require_memory(f"Weights of {operator_name(operator)}", size, "fewer heads, such as heads=[0], or a shorter text")
     given, value = _given(kernel, heads)
     weights = operator_weights(operator, given)
