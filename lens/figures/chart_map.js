@@ -19,7 +19,7 @@ class HeatMap extends Plot {
   }
 
   layout() {
-    const { x, y } = this.data;
+    const { x, y, square } = this.data;
     this.columns = x.values.length;
     this.rows = y.values.length;
     this.flat = this.allValues();
@@ -29,7 +29,7 @@ class HeatMap extends Plot {
     const left = Math.ceil(Math.max(26, ...marks(y).map(({ text }) => this.text(text)))) + 10;
     const room = (this.width - left - 12) / this.columns;
     this.w = Math.min(40, room < 4 ? room : Math.floor(room));
-    this.h = Math.max(4, Math.min(30, Math.floor(MAP_SIDE / this.rows), Math.max(this.w, 12)));
+    this.h = Math.max(4, Math.min(30, Math.floor(MAP_SIDE / this.rows), square ? this.w : Math.max(this.w, 12)));
     this.box = { left, right: left + this.columns * this.w, top: 4, bottom: 4 + this.rows * this.h };
     this.across = this.fitAcross(marks(x), this.w);
     this.up = this.thin(marks(y), this.h, SIZE + 6);

@@ -20,10 +20,8 @@ from lens.base.errors import InputError
 from lens.base.provenance import library_versions
 from lens.models.attention_operators import OPERATORS, AttentionInput, Operator, Softmax, operator_weights
 from lens.models.heads import HeadStates, turn_lanes
-from lens.probes.attention_entropy import attention_entropy
-from lens.probes.attention_spectrum import attention_spectrum
 from lens.probes.dataset import exact, texts, variable
-from lens.probes.singular_values import RANKS, contraction, spectrum_of_matrix
+from lens.probes.singular_values import contraction, dobrushin, eigenvalues, spectrum_of_matrix
 
 SOURCE = (
     "LSSA: arXiv 2501.13428; LLN: arXiv 2311.13541; URPE: arXiv 2205.13401; ALiBi: arXiv 2108.12409; low rank: arXiv 2006.04768; "
@@ -61,7 +59,7 @@ ADJUSTABLE = {
 }
 """Operators of `OPERATORS` that have one number to turn, and its name."""
 
-_SHARES = ("mean_entropy", "top_key_share", "key_entropy")
+_SHARES = ("mean_entropy", "top_key_share", "key_entropy", "dobrushin", "gap")
 _SLACK = 1e-6  # of single precision, in a sum over a row
 
 
@@ -219,18 +217,21 @@ def _row(pattern: Tensor, softmax: Tensor, seen: Tensor) -> dict[str, Any]:
         "least_weight": pattern[visible].min(),
         "unseen": pattern.masked_fill(visible, 0.0).abs().sum(-1).mean(),
     }
-    return found | (_of_shares(pattern) if shares else _of_any(pattern))
+    spectrum = spectrum_of_matrix(pattern.numpy())
+    found |= {"singular_value": spectrum.singular, "contraction": contraction(pattern.numpy()), **spectrum.ranks}
+    return found | (_of_shares(pattern) if shares else dict.fromkeys(_SHARES, np.nan))
 
 
 def _of_shares(pattern: Tensor) -> dict[str, Any]:
-    spectrum, entropy = attention_spectrum(pattern), attention_entropy(pattern)
-    names = ("singular_value", *RANKS, "contraction", "dobrushin", "gap")
-    return {name: spectrum[name].to_numpy() for name in names} | {name: entropy[name].to_numpy() for name in _SHARES}
-
-
-def _of_any(pattern: Tensor) -> dict[str, Any]:
-    """Of weights that are no shares: what follows from singular values alone."""
-    found = spectrum_of_matrix(pattern.numpy())
-    stretch = contraction(pattern.numpy())
-    unknown = dict.fromkeys((*_SHARES, "dobrushin", "gap"), np.nan)
-    return {"singular_value": found.singular, **found.ranks, "contraction": stretch, **unknown}
+    """What is defined for shares alone, as `attention_entropy` and `attention_spectrum` have it."""
+    lacking = (1 - pattern.sum(-1)).clamp(min=0)
+    lacking = torch.where(lacking > _SLACK, lacking, 0.0)  # what rounding leaves of a row is no outcome
+    mean = pattern.mean(-2)
+    sizes = np.abs(eigenvalues(pattern.numpy()))
+    return {
+        "mean_entropy": (torch.special.entr(pattern).sum(-1) + torch.special.entr(lacking)).mean(),
+        "top_key_share": mean.max(),
+        "key_entropy": torch.special.entr(mean).sum() + torch.special.entr(lacking.mean()),
+        "dobrushin": dobrushin(pattern.numpy()),
+        "gap": 1 - np.sort(sizes)[-2],
+    }
