@@ -23,7 +23,9 @@ from torch import Tensor
 from lens.base.errors import InputError
 from lens.models.edits.blocks import replace_block
 from lens.models.edits.skips import parallel_blocks, remove_skips
+from lens.models.head_weights import HeadWeights
 from lens.models.model import Model
+from lens.models.run import Run
 from lens.probes.dataset import exact, provenance, texts, variable
 
 SOURCE = (
@@ -167,6 +169,32 @@ def effective_rank(states: Float64[Tensor, "position d"]) -> float:
     gram = states @ states.T if len(states) <= states.shape[1] else states.T @ states
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     return float(torch.special.entr(singular / singular.sum()).sum().exp())
+
+
+def attention_path(run: Run, weights: Sequence[HeadWeights]) -> Float64[Tensor, "layer position d"]:
+    """States through the model's own patterns and matrices alone: X becomes Σ A (X G) W_V W_O over the heads of each block.
+
+    Every step is linear: patterns are those of the whole model, norms give their gain G without their length, and there are
+    no biases, skips or MLPs. States are divided by their norm at every layer, which changes none of the measures here.
+
+    Args:
+        run: of the whole model, with attention.
+        weights: of all its blocks, from `lens.models.head_weights.head_weights`.
+
+    Raises:
+        InputError: a run without patterns, or weights of other blocks.
+    """
+    if run.attention is None or [one.block for one in weights] != list(range(len(run.attention))):
+        found = "The run has no attention patterns" if run.attention is None else f"Weights of {len(weights)} blocks"
+        raise InputError(found, "patterns and weights of all blocks", "model.run(text, attention=True) and head_weights(model)")
+    states = run.residual[0].detach().cpu().double().numpy()
+    found = [states / np.linalg.norm(states)]
+    for patterns, one in zip(run.attention, weights, strict=True):
+        read = one.norm.apply_linear(found[-1])
+        heads = enumerate(patterns.detach().cpu().double().numpy())
+        states = sum(pattern @ (read @ one.value[one.kv_head_of(head)]) @ one.output[head] for head, pattern in heads)
+        found.append(np.asarray(states / np.linalg.norm(states)))
+    return torch.tensor(np.array(found))
 
 
 def pure_attention(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,18 @@ import xarray as xr
 
 from lens.base.errors import InputError
 from lens.models.edits import replace_block
+from lens.models.head_weights import head_weights
 from lens.models.model import Model
 from lens.models.run import block_states
-from lens.probes.rank_collapse import VARIANTS, ablation, collapse_measures, effective_rank, pure_attention, rank_collapse
+from lens.probes.rank_collapse import (
+    VARIANTS,
+    ablation,
+    attention_path,
+    collapse_measures,
+    effective_rank,
+    pure_attention,
+    rank_collapse,
+)
 from tests.models.families import build
 
 IDS = list(range(3, 19))
@@ -159,6 +169,25 @@ def test_without_mlps_a_model_is_one_with_silent_mlps(model: Model):
     with replace_block(model, 0, torch.zeros_like, part="mlp"):
         first = model.run(IDS).residual
     assert torch.equal(found[1], first[1])
+
+
+def test_the_attention_path_is_made_of_patterns_and_matrices_alone():
+    """By hand for the first block: the patterns mix states that went through gain, values and outputs."""
+    model = Model(build("llama"))
+    run = model.run(IDS, attention=True)
+    found = attention_path(run, head_weights(model))
+    block: Any = model.anatomy.blocks[0].module
+    assert run.attention is not None
+    gain, attention = block.input_layernorm.weight, block.self_attn
+    values = (run.residual[0] * gain) @ attention.v_proj.weight.T
+    heads = [run.attention[0, head] @ values[:, 8 * (head // 2) : 8 * (head // 2 + 1)] for head in range(4)]
+    wanted = (torch.cat(heads, -1) @ attention.o_proj.weight.T).double()
+    assert torch.allclose(found[1], wanted / wanted.norm(), atol=1e-6)
+    assert torch.allclose(found.norm(dim=(1, 2)), torch.ones(4, dtype=torch.float64))
+    with pytest.raises(InputError, match="no attention patterns"):
+        attention_path(model.run(IDS), head_weights(model))
+    with pytest.raises(InputError, match="Weights of 1 blocks"):
+        attention_path(run, head_weights(model, [1]))
 
 
 def test_what_it_cannot_do_is_refused(model: Model):

@@ -6,6 +6,7 @@ as it is at the first token of most models.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -47,8 +48,8 @@ def remove_skips(model: Model, part: str = "both", blocks: Sequence[int] | None 
     after it (a norm, in families that have it there). Norms in front of the parts stay. Where both skips go, a block hands on
     `mlp(norm(attention(norm(x))))`, or `attention(norm(x)) + mlp(norm(x))` in families whose parts stand side by side.
 
-    Entering runs a few tokens and every chosen block once more. It proves where the sums are, and that without them, and with
-    attention and MLP silent, nothing of the stream leaves a block.
+    Entering for the first time runs a few tokens, and every chosen block once more. That proves where the sums are, and that
+    without them, and with attention and MLP silent, nothing of the stream leaves a block.
 
     Args:
         model: the model, which is held for the whole body.
@@ -81,6 +82,10 @@ def remove_skips(model: Model, part: str = "both", blocks: Sequence[int] | None 
         yield SkipChange(part, wanted, parallel)
 
 
+# By module: whether each proved block has one sum for both; valid on the device, in the dtype and under the edits of the proof.
+_PROVED: weakref.WeakKeyDictionary[nn.Module, tuple[Any, dict[int, bool]]] = weakref.WeakKeyDictionary()
+
+
 def parallel_blocks(model: Model, blocks: Sequence[int] | None = None) -> tuple[int, ...]:
     """The blocks that add attention and MLP to the stream in one sum, after the proof that `remove_skips` describes.
 
@@ -89,19 +94,32 @@ def parallel_blocks(model: Model, blocks: Sequence[int] | None = None) -> tuple[
     """
     wanted = range(model.n_layers) if blocks is None else blocks
     with model.lock.hold(f"looking for skips of {model.name}"), evaluation_mode(model.module), torch.no_grad():
-        watches = {block: _Watch(model, block, frozenset()) for block in wanted}
-        calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        with ExitStack() as stack:
-            for block, watch in watches.items():
-                stack.enter_context(hooks_on([*watch.hooks(), _keep_call(watch.module, calls, block)]))
-                stack.enter_context(in_place_of(watch.module, watch.forward))
-            size = model.anatomy.embedding.weight.shape[0]
-            ids = torch.tensor([[(7 * i + 1) % size for i in range(8)]], device=model.device)
-            model.module.base_model(input_ids=ids, use_cache=False)
+        weight = model.anatomy.embedding.weight
+        state = (weight.device, weight.dtype, frozenset(model.lock.edits))
+        known = _PROVED.get(model.module)
+        proved = dict(known[1]) if known is not None and known[0] == state else {}
+        proved |= _prove(model, [block for block in wanted if block not in proved])
+        _PROVED[model.module] = (state, proved)
+    return tuple(block for block in wanted if proved[block])
+
+
+def _prove(model: Model, blocks: Sequence[int]) -> dict[int, bool]:
+    """Whether each block has one sum for both of its parts, from one pass and one more call of each block."""
+    if not blocks:
+        return {}
+    watches = {block: _Watch(model, block, frozenset()) for block in blocks}
+    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    with ExitStack() as stack:
         for block, watch in watches.items():
-            _require_sums(watch)
-            _require_silence(model, block, watch.sums, *calls[block])
-    return tuple(block for block, watch in watches.items() if watch.sums == ["both"])
+            stack.enter_context(hooks_on([*watch.hooks(), _keep_call(watch.module, calls, block)]))
+            stack.enter_context(in_place_of(watch.module, watch.forward))
+        size = model.anatomy.embedding.weight.shape[0]
+        ids = torch.tensor([[(7 * i + 1) % size for i in range(8)]], device=model.device)
+        model.module.base_model(input_ids=ids, use_cache=False)
+    for block, watch in watches.items():
+        _require_sums(watch)
+        _require_silence(model, block, watch.sums, *calls[block])
+    return {block: watch.sums == ["both"] for block, watch in watches.items()}
 
 
 def _counted(blocks: Sequence[int], model: Model) -> str:
