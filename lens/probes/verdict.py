@@ -66,3 +66,12 @@ def verdict(interval: tuple[float, float], *, at_least: float) -> Literal["holds
     if low >= at_least:
         return "holds"
     return "fails" if high < at_least else "open"
+
+
+def judged(values: Sequence[float], threshold: float) -> dict[str, Any]:
+    """Mean of one number for each document, its interval and its verdict, to three digits; NaN in one of them: `untested`."""
+    if np.isnan(values).any():
+        return {"value": None, "low": None, "high": None, "verdict": "untested"}
+    low, high = document_interval(values, np.mean)
+    found = {"value": float(np.mean(values)), "low": low, "high": high}
+    return {**{name: round(one, 3) for name, one in found.items()}, "verdict": verdict((low, high), at_least=threshold)}
