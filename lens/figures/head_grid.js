@@ -37,7 +37,7 @@ class Thumbnails {
   }
 
   update(block) {
-    if (!block.thumbs) return;
+    if (!block.thumbs || !this.view.surface) return;
     if (block !== this.block) this.values = decode(block.thumbs);
     this.block = block;
     const [count, side] = block.thumbs.shape;

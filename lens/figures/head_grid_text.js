@@ -19,6 +19,9 @@ class TokenText {
     on("pointerleave", () => this.look(null));
     on("click", (event) => { if (token(event) !== null) this.choose(token(event), true); });
     on("keydown", (event) => this.onKey(event));
+    // The name of a focused token says it all already; the sentence speaks for all other changes.
+    on("focusin", () => put(this.sentence, { "aria-live": "off" }));
+    on("focusout", () => put(this.sentence, { "aria-live": "polite" }));
   }
 
   build() {
@@ -69,11 +72,9 @@ class TokenText {
     const shares = new Map(ties);
     const named = new Set(ties.slice(0, NAMED).filter(([, weight]) => weight >= NAMEABLE).map(([other]) => other));
     this.items.forEach((item, place) => this.paint(item, place === token, shares.get(place), named.has(place)));
-    if (this.stop !== this.items[token]) {
-      this.stop?.setAttribute("tabindex", "-1");
-      this.stop = this.items[this.chosen];
-      this.stop.setAttribute("tabindex", "0");
-    }
+    this.stop?.setAttribute("tabindex", "-1");
+    this.stop = this.items[this.chosen];
+    this.stop.setAttribute("tabindex", "0");
     this.say(token, ties);
     this.view.root.classList.toggle("lens-heads-pinned", view.get("pinned"));
     view.pattern.mark();

@@ -16,7 +16,7 @@ import xarray as xr
 from lens.base.errors import InputError
 from lens.base.text import html_safe, visible
 from lens.figures.export import export_table
-from lens.figures.head_grid import EDGES, VALUES, WHOLE, block_spec, detail_spec, overview_spec, sends_block, short_name, tile_of
+from lens.figures.head_grid import VALUES, block_spec, detail_spec, overview_spec, sends_block, short_name
 from lens.figures.head_grid_page import head_grid_page, picture, require_suffix, write
 from lens.models.catalogue import NAMED_MODELS
 from lens.models.heads import HeadStates, head_states
@@ -24,6 +24,7 @@ from lens.models.load import load
 from lens.models.locks import ModelLock
 from lens.models.model import Model
 from lens.models.tokens import encode, pieces
+from lens.panels.atlas_words import estimate, left_out, sentence
 from lens.panels.fitted import ChartPanel
 from lens.panels.head_grid import HeadGrid
 from lens.panels.panel import Job
@@ -35,8 +36,8 @@ EXAMPLE = (
     "before him had climbed the same stairs every night for thirty years."
 )
 LENGTHS = (32, 64, 128, 256, 512, 1024)
+FEWEST = 4  # tokens of a text, of which the first may be left out
 DIRECTIONS = ("to", "by")
-MULTIPLICATIONS = 5e9  # a second, of the battery on one core of a common machine
 _KEPT_HEADS = 24  # whose details are kept; walking back is then free
 
 
@@ -183,7 +184,7 @@ class AttentionAtlas(ChartPanel):
             return export_table(result.heads, path, list(_measures(result.heads)), ["block", "head"])
         if suffix == ".html":
             state = {**self._spec(result, view), "selected": self._selection(view), **_look(view)}
-            source = " · ".join(f"{name} {value}" for name, value in result.heads.attrs.items() if name != "source")
+            source = " · ".join(f"{name} {value}" for name, value in result.model.provenance().items())
             title = f"{result.model.name}: attention"
             return write(path, head_grid_page(state, title=title, says=self._facts(result, view)["says"], source=source))
         return write(path, picture(self._drawn(result, view), self._selection(view), suffix[1:], 150))
@@ -213,9 +214,9 @@ class AttentionAtlas(ChartPanel):
         model = chosen if isinstance(chosen, Model) else load(chosen, progress=job.progress)
         ids, cut = _ids(model, settings)
         cost = battery_cost(model, len(ids))
-        job.say(f"{len(ids)} tokens, {model.n_layers} blocks: {_estimate(cost)}")
+        job.say(estimate(cost))
         states = self._read(job, model, ids)
-        check = job.check_blocks(sum(len(one.query) for one in states), "measuring heads")
+        check = job.check_blocks(cost["heads"], estimate(cost))
         heads = attention_battery(states, drop_sink=bool(settings["drop_sink"]), check=check).assign_attrs(model.provenance())
         tokens = tuple(pieces(model.tokenizer, ids))
         return _Result(model, tuple(ids), tokens, {one.block: one for one in states}, heads, bool(settings["drop_sink"]), cut)
@@ -233,6 +234,8 @@ class AttentionAtlas(ChartPanel):
 
     def _checked(self, result: _Result, view: Mapping[str, Any]) -> dict[str, Any]:
         known_measures = tuple(_measures(result.heads))
+        if self._replaces(result) and view["measure"] == self._view["measure"] not in known_measures:
+            view = {**view, "measure": known_measures[0]}  # long texts have fewer measures
         for name, known in (("measure", known_measures), ("values", VALUES), ("direction", DIRECTIONS)):
             if view[name] not in known:
                 raise InputError(f"The {name} is {view[name]!r}", f"one of {', '.join(known)}", f"{name}={known[0]!r}")
@@ -293,13 +296,19 @@ class AttentionAtlas(ChartPanel):
             "rank": 1 + int((measure > here[view["measure"]]).sum()),
             "measured": short_name(measure),
             "unit": measure.attrs["units"],
-            "effective_rank": _rounded(here.effective_rank),
-            "first_token": _rounded(here.first_token),
-            "previous_token": _rounded(here.previous_token),
+            **{name: _rounded(here[name]) for name in ("effective_rank", "first_token", "previous_token", "self_attention")},
+            "uniform_effective_rank": _rounded(detail.attrs["uniform_effective_rank"]),
+            "positions": len(result.tokens) - result.drop_sink,
+            "sinks": int((result.heads.first_token > 0.5).sum()),
             "token_text": visible(result.tokens[token]),
             "strongest": _strongest(detail.attention.to_numpy(), token, view["direction"], result.tokens),
         }
-        return {**facts, "says": _sentence(facts)}
+        return {**facts, "says": sentence(facts)}
+
+    def _show(self, result: _Result, seconds: float) -> None:
+        if self._replaces(result):
+            self.chart.pinned = False
+        super()._show(result, seconds)
 
     def _apply(self, view: Mapping[str, Any]) -> None:
         if self._result is None:
@@ -309,10 +318,10 @@ class AttentionAtlas(ChartPanel):
             for name, value in view["spec"].items():
                 if getattr(self.chart, name) is not value:
                     self.chart.set_trait(name, value)
-            self.chart.selected = self._selection(self._view)
+            self.chart.selected = {**self.chart.selected, **self._selection(self._view)}
             for name, value in _look(self._view).items():
                 self.chart.set_trait(name, value)
-        self._says.value = _paragraph(view["says"])
+        self._says.value = f'<p class="lens-says">{html_safe(view["says"])}</p>'
 
     def _selection(self, view: Mapping[str, Any]) -> dict[str, Any]:
         return {"heads": [view["head"], view["block"]], "token": view["token"]}
@@ -352,47 +361,27 @@ def _ids(model: Model, settings: Mapping[str, Any]) -> tuple[list[int], int]:
     text, length = settings["text"], settings["length"]
     if not isinstance(text, str):
         raise InputError(f"The text is a {type(text).__name__}", "a str", "panel.set(text='…')")
-    if not isinstance(length, int) or not 3 <= length <= LENGTHS[-1]:
-        raise InputError(f"The length is {length!r}", f"3 to {LENGTHS[-1]:,} tokens", "length=128")
+    if not isinstance(length, int) or not FEWEST <= length <= LENGTHS[-1]:
+        raise InputError(f"The length is {length!r}", f"{FEWEST} to {LENGTHS[-1]:,} tokens", "length=128")
     if model.tokenizer is None:
         raise InputError(f"{model.name} has no tokenizer", "one to read a text", "lens.load(model, tokenizer)")
     whole = encode(model.tokenizer, text)
     ids = model.encode(whole[: min(length, model.context or length)])
-    if len(ids) < 3:
-        raise InputError(f"The text has {len(ids)} tokens", "3 or more", "a sentence")
+    if len(ids) < FEWEST:
+        raise InputError(f"The text has {len(ids)} tokens", f"{FEWEST} or more", "a sentence")
     return ids, len(whole) - len(ids)
-
-
-def _estimate(cost: Mapping[str, int]) -> str:
-    """What the measures of all heads will take, in words: processors differ, so the time is a rough one."""
-    seconds = cost["multiplications"] / MULTIPLICATIONS
-    return f"{cost['bytes'] / 1e6:,.0f} MB, about {seconds:.0f} s" if seconds >= 1 else f"{cost['bytes'] / 1e6:,.0f} MB"
 
 
 def _overview(result: _Result) -> dict[str, Any]:
     ranges = {name: MEASURES[name].range for name in _measures(result.heads)}
-    return overview_spec(result.heads, result.tokens, ranges=ranges, note=_left_out(result))
+    return overview_spec(
+        result.heads, result.tokens, ranges=ranges, note=left_out(len(result.tokens), result.cut, result.drop_sink)
+    )
 
 
 def _measures(heads: xr.Dataset) -> list[str]:
     """Names of the measures that some head has a value of."""
     return [name for name in MEASURES if name in heads and bool(np.isfinite(heads[name]).any())]
-
-
-def _left_out(result: _Result) -> str:
-    """What is not in the picture."""
-    positions = len(result.tokens)
-    parts = []
-    if result.cut:
-        parts.append(f"the last {result.cut:,} tokens of the text were not read")
-    if positions > WHOLE:
-        tile = tile_of(positions)
-        parts.append(
-            f"the map shows the largest weight of {tile} × {tile} cells, the text the {EDGES} strongest keys of each query"
-        )
-    if result.drop_sink:
-        parts.append("the first token is left out, its share given back")
-    return "; ".join(parts)
 
 
 def _largest(values: xr.DataArray) -> tuple[int, int]:
@@ -414,25 +403,4 @@ def _strongest(
     """Position, text and share of the strongest keys of a query, or queries of a key."""
     line = np.nan_to_num(attention[token] if direction == "to" else attention[:, token])
     order = np.argsort(-line, kind="stable")[:5]
-    return [(int(place), visible(tokens[place]), round(float(line[place]), 3)) for place in order if line[place] > 0]
-
-
-def _sentence(facts: Mapping[str, Any]) -> str:
-    """What is striking of the chosen head."""
-    name = f"Block {facts['block']}, head {facts['head']}"
-    unit = "" if facts["unit"] == "1" else f" {facts['unit']}"
-    place = "the highest" if facts["rank"] == 1 else f"number {facts['rank']}"
-    value = "no value" if facts["value"] is None else f"{_figure(facts['value'])}{unit}, {place} of {facts['heads']} heads"
-    parts = [f"{name}: {facts['measured']} {value}."]
-    shares = [("first_token", "to the first token"), ("previous_token", "to the token before")]
-    said = [f"{100 * facts[key]:.0f} % {words}" for key, words in shares if facts[key] is not None]
-    parts.append(f"On average a query gives {' and '.join(said)}.")
-    return " ".join(parts)
-
-
-def _figure(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−") if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _paragraph(text: str) -> str:
-    return f'<p class="lens-says">{html_safe(text)}</p>'
+    return [(int(place), visible(str(tokens[place])), round(float(line[place]), 3)) for place in order if line[place] > 0]

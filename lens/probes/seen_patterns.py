@@ -10,7 +10,7 @@ import xarray as xr
 from lens.models.heads import HeadStates
 from lens.probes.attention_battery import SOURCE, Head
 from lens.probes.dataset import exact, variable
-from lens.probes.singular_values import spectrum_of_matrix
+from lens.probes.singular_values import Spectrum, spectrum_of_matrix
 
 
 def seen_pattern(states: HeadStates, head: int, *, drop_sink: bool = False) -> xr.DataArray:
@@ -35,16 +35,18 @@ def seen_detail(states: HeadStates, head: int, *, drop_sink: bool = False) -> xr
         Dataset with `attention` and `logit` over `query` and `key`, NaN where nothing is seen, and over `rank`, which counts
         from 1: `singular_value`, `uniform_singular_value` (each causal query looks alike at all keys it sees) and
         `identity_singular_value` (each query looks at itself), over the same number of positions; beyond 512 positions the 32
-        largest. `largest_norm`, √positions, is what no singular value can exceed.
+        largest. `largest_norm`, √positions, is what no singular value can exceed. The ranks
+        of the head and of uniform attention are attributes.
 
     Cost: one singular value decomposition, `O(positions³)`; `lens.probes.attention_battery.head_detail` has more.
     """
     one = Head(states, head, drop_sink=drop_sink)
-    singular, _ = one.spectrum
+    singular, ranks = one.spectrum
     size = len(one.weights)
+    uniform = _uniform(size, states.window or size)
     spectra = {
         "singular_value": (singular, "singular value"),
-        "uniform_singular_value": (_uniform(size, states.window or size), "singular value of uniform attention"),
+        "uniform_singular_value": (uniform.singular, "singular value of uniform attention"),
         "identity_singular_value": (np.ones(len(singular)), "singular value of the identity"),
     }
     return xr.Dataset(
@@ -55,8 +57,12 @@ def seen_detail(states: HeadStates, head: int, *, drop_sink: bool = False) -> xr
             "largest_norm": exact((), np.sqrt(size), "largest singular value that a pattern can have"),
         },
         {**_places(one), "rank": variable(("rank",), np.arange(1, len(singular) + 1), "rank of the singular value")},
-        {"source": SOURCE, "probe": "seen_detail", "block": states.block, "head": head, "dropped_sink": int(drop_sink)},
-    )
+        {
+            "source": SOURCE, "probe": "seen_detail", "block": states.block, "head": head, "dropped_sink": int(drop_sink),
+            **{name: float(value) for name, value in ranks.items()},
+            **{f"uniform_{name}": float(value) for name, value in uniform.ranks.items()},
+        },
+    )  # fmt: skip
 
 
 def _placed(one: Head, values: np.ndarray, name: str) -> xr.Variable:
@@ -71,6 +77,6 @@ def _places(one: Head) -> dict[str, xr.Variable]:
 
 
 @lru_cache(maxsize=8)
-def _uniform(size: int, window: int) -> np.ndarray:
+def _uniform(size: int, window: int) -> Spectrum:
     seen = np.tril(np.triu(np.ones((size, size)), 1 - window))
-    return spectrum_of_matrix(seen / seen.sum(-1, keepdims=True)).singular
+    return spectrum_of_matrix(seen / seen.sum(-1, keepdims=True))
