@@ -26,7 +26,7 @@ from lens.corpora import Document
 from lens.models.attention_operators import AttentionInput, LowRank, Softmax
 from lens.models.edits.attention import replace_attention
 from lens.models.model import Model
-from lens.probes.attention_what_if import Noting, cost_over, token_ids, token_losses
+from lens.probes.attention_what_if import LITTLE, Noting, cost_over, token_ids, token_losses
 from lens.probes.dataset import exact, texts, variable
 from lens.probes.verdict import document_interval, verdict
 
@@ -34,7 +34,6 @@ LINFORMER = "Wang et al., Linformer, arXiv 2006.04768"
 SOURCE = f"{LINFORMER}, section 3 and Figure 1 (RoBERTa, 512 tokens, rank 128); best approximation: Eckart and Young, 1936"
 PARTS = ("best", "masked")
 QUARTER = 4  # Linformer's rank of 128 is a quarter of its 512 tokens
-LITTLE = 0.1  # nats a token that count as no loss; ours
 
 
 def low_rank_attention(

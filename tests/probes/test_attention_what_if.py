@@ -20,6 +20,7 @@ from lens.probes.attention_what_if import (
     attention_what_if_text,
     token_ids,
     token_losses,
+    what_if_verdicts,
 )
 from tests.models.families import build
 
@@ -94,6 +95,16 @@ def test_measures_of_fixed_operators_are_known(found):
     assert float(found.effective_rank.sel(operator="first")) == pytest.approx(1, abs=1e-6)
     assert float(found.mean_entropy.sel(operator="uniform")) == pytest.approx(np.log(np.arange(2, TOKENS + 1)).mean(), abs=1e-5)
     assert np.isnan(found.mean_entropy.sel(operator="low"))  # of weights below zero there is none
+
+
+def test_words_are_those_of_the_intervals(found):
+    rows = {row["claim"].split(" with ")[1].split(",")[0]: row for row in what_if_verdicts(found)}
+    assert list(rows) == ["own", "cold", "uniform", "first", "low"]
+    assert rows["own"]["verdict"] == "holds"
+    made = found.copy(deep=True)
+    made["cost"][1:3], made["cost_low"][1:3], made["cost_high"][1:3] = 0.2, [0.15, 0.05], [0.25, 0.35]
+    assert [row["verdict"] for row in what_if_verdicts(made)][:2] == ["fails", "open"]
+    assert what_if_verdicts(made)[1]["low"] == pytest.approx(-0.35)
 
 
 def test_patterns_can_be_left_out(model):
