@@ -267,6 +267,22 @@ def test_padding_on_either_side_stays_hidden(name: str):
     assert (other - own)[real.bool()].abs().max() > 0.1
 
 
+def test_masks_of_the_callers_own_are_heeded_and_biases_refused(llama: Model):
+    """Additive ones, with minus infinity for what is hidden: here every second token, and the diagonal's neighbours."""
+    places = torch.arange(len(IDS))
+    distance = places[:, None] - places
+    seen = (distance == 0) | ((distance > 1) & (places % 2 == 0))
+    mask = torch.zeros(1, 1, len(IDS), len(IDS)).masked_fill(~seen, -torch.inf)
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        own = llama.module(ids, attention_mask=mask, use_cache=False).logits
+        with replace_attention(llama, Softmax()):
+            found = llama.module(ids, attention_mask=mask, use_cache=False).logits
+            with pytest.raises(UnsupportedModelError, match="adds a bias"):
+                llama.module(ids, attention_mask=mask - 0.1 * distance, use_cache=False)
+    assert (found - own).abs().max() < 2e-5 * scale(own)
+
+
 @pytest.mark.parametrize("place", [on_disk, elsewhere_in_memory])
 def test_offloaded_blocks_are_edited_too(tmp_path: Path, place: Any):
     build("llama").save_pretrained(tmp_path / "tiny-llama")

@@ -413,6 +413,62 @@ def test_any_shape_window_and_scale_gives_weights(tokens: int, heads: int, width
     assert torch.allclose(found.sum(-1), torch.ones(heads, tokens), atol=1e-5)
 
 
+# -- symmetries -----------------------------------------------------------------------------------
+
+SCALES = st.floats(0.05, 20)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SCALES, SCALES, st.integers(0, 2**31))
+def test_softplus_knows_directions_alone(of_query: float, of_key: float, seed: int):
+    torch.manual_seed(seed)
+    logits, query, key = states(9)
+    for operator in (Softplus(), ReweightedSoftplus(3)):
+        found = weights(operator, logits, of_query * query, of_key * key, causal(9))
+        assert torch.allclose(found, weights(operator, logits, query, key, causal(9)), atol=1e-10)
+
+
+@settings(max_examples=15, deadline=None)
+@given(SCALES, st.integers(0, 2**31))
+def test_matched_log_normal_attention_has_no_scale_of_its_own(scale: float, seed: int):
+    """Queries times a number and keys over it leave the logits, and so must leave what is matched to them."""
+    torch.manual_seed(seed)
+    logits, query, key = states(9)
+    found = weights(LogNormal(), logits, scale * query, key / scale, causal(9))
+    assert torch.allclose(found, weights(LogNormal(), logits, query, key, causal(9)), atol=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(range(7)))
+def test_operators_of_content_know_no_order(order: list[int]):
+    logits, query, key = states(7)
+    every = torch.ones(7, 7, dtype=torch.bool)
+    for operator in (Softmax(0.7), Softplus(), ReweightedSoftplus(), LogNormal(), Uniform(), LowRank(3)):
+        found = weights(operator, logits[:, order][..., order], query[:, order], key[:, order], every)
+        assert torch.allclose(found, weights(operator, logits, query, key, every)[:, order][..., order], atol=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.05, 20), st.floats(1.01, 5))
+def test_a_higher_temperature_never_sharpens(temperature: float, factor: float):
+    sides = states(12)
+    cold, hot = (entropy(weights(Softmax(t), *sides, causal(12))) for t in (temperature, temperature * factor))
+    assert (hot - cold).min() > -1e-12
+
+
+def test_neutral_parameters_give_softmax():
+    sides = states()
+    own = weights(Softmax(), *sides, CAUSAL)
+    for operator in (
+        Alibi([0.0] * HEADS),
+        UniversalRelative(torch.ones(TOKENS)),
+        UniversalRelative(torch.ones_like, b=torch.zeros_like),
+    ):
+        assert torch.allclose(weights(operator, *sides, CAUSAL), own, atol=1e-15)
+    alibi = UniversalRelative(torch.ones(TOKENS), b=-torch.tensor(alibi_slopes(HEADS))[:, None] * torch.arange(TOKENS))
+    assert torch.allclose(weights(alibi, *sides, CAUSAL), weights(Alibi(), *sides, CAUSAL), atol=1e-7)
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 

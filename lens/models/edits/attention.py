@@ -85,7 +85,8 @@ def replace_attention(
     Args:
         model: the model, which is held for the whole body.
         operator: one of `lens.models.attention_operators`, or any callable of an `AttentionInput`, which is given tensors
-            `[sequence, head, …]` of the named heads. What becomes of learned sinks is its own matter.
+            `[sequence, head, …]` of the named heads, and first of all four positions of made-up states, to see that it
+            gives weights. What becomes of learned sinks is its own matter.
         blocks: which; None for all that have attention.
         heads: of these blocks, or of each block by its number; None for all.
 
@@ -207,7 +208,7 @@ def _seen(kernel: Kernel) -> Tensor:
     if mask.dtype == torch.bool:
         return mask
     seen = mask > torch.finfo(mask.dtype).min / 2
-    if bool((mask * seen).any()):
+    if bool(mask.masked_fill(~seen, 0.0).any()):
         raise UnsupportedModelError("The attention's mask adds a bias to logits", "no bias", "another block")
     return seen
 
