@@ -17,7 +17,7 @@ from lens.probes.collapse_claims import (
     growth,
     slow_over_fast,
     slow_share,
-    straightness,
+    slowest_fall,
 )
 from lens.probes.low_pass import attention_response
 from lens.probes.rank_collapse import FIRST_TOKEN, VARIANTS, rank_collapse
@@ -39,15 +39,16 @@ def test_exponential_and_doubly_exponential_falls_are_told_apart():
     assert growth(cubic) == pytest.approx(3)
     assert growth(exponential) == pytest.approx((np.log(0.4 * 0.5**11) / np.log(0.4)) ** (1 / 11))
     assert growth(exponential) < 1.3
-    assert straightness(exponential) == pytest.approx(1)
-    assert straightness(np.exp(-(1.25 ** np.arange(20)))) < 0.9
+    assert slowest_fall(exponential) == pytest.approx(10 * np.log10(2))
+    assert slowest_fall(np.r_[0.4, 0.2, 0.1 * np.ones(9), 0.05, 0.01]) == pytest.approx(np.log10(4))
+    assert slowest_fall(np.r_[0.4, 0.1 * np.ones(12)]) == 0
     assert np.isnan(growth(np.full(8, 0.7)))
-    assert np.isnan(straightness(np.full(8, 0.7)))
+    assert np.isnan(slowest_fall(np.full(20, 0.7)))
 
 
 def test_rates_are_read_above_rounding_only():
     fall = np.r_[0.9, 0.8, 0.4 * 0.5 ** np.arange(12), np.full(10, 3e-7)]
-    assert straightness(fall) == pytest.approx(1)
+    assert slowest_fall(fall) == pytest.approx(10 * np.log10(2))
     assert growth(fall) == pytest.approx(growth(0.4 * 0.5 ** np.arange(12)))
 
 
