@@ -35,7 +35,8 @@ class VocabularyMaps:
         norm: the final norm, the identity where there is none.
         across: `[d, d]`, Σ over tokens of unembedding × embedding: the trace of a map of the stream with it is the sum over all
             tokens of what each does for its own logit.
-        embeddings: `[d, d]`, Σ embedding × embedding. unembeddings: `[d, d]`, Σ unembedding × unembedding.
+        embeddings: `[d, d]`, Σ embedding × embedding, without their mean: what all tokens share tells none from another.
+        unembeddings: `[d, d]`, Σ unembedding × unembedding.
     """
 
     embedding: Tensor
@@ -81,6 +82,8 @@ def vocabulary_maps(model: Model, *, check: Callable[[], None] | None = None) ->
     size = min(len(embedding), len(head))
     sums = np.asarray(embedding[:size].sum(0, dtype=torch.float64).cpu())
     across = across - np.outer(centre, sums)
+    mean = np.asarray(embedding.mean(0, dtype=torch.float64).cpu())
+    embeddings = embeddings - len(embedding) * np.outer(mean, mean)
     heads = heads - len(head) * np.outer(centre, centre)
     return VocabularyMaps(
         embedding, head, centre, reading, norm, reading @ across, embeddings, reading @ heads @ reading.T

@@ -169,9 +169,9 @@ def ov_circuit(
     """Copying scores and spectra of the OV circuits of heads, from the weights alone.
 
     Gains of the norm before attention and of the final norm are in the matrices, and the taking away of means where these norms
-    are LayerNorms; the lengths that norms divide by, positive numbers at each position, are not. The unembedding's mean over the
-    vocabulary is taken away, since no probability sees it; taking the embedding's away too would change no eigenvalue. Biases
-    shift all tokens alike and are left out.
+    are LayerNorms; the lengths that norms divide by, positive numbers at each position, are not. The means of embedding and
+    unembedding over the vocabulary are taken away: no probability sees the latter, and without it the former changes no
+    eigenvalue. Biases shift all tokens alike and are left out.
 
     Args:
         weights: blocks, from `lens.models.head_weights.head_weights`.

@@ -31,9 +31,10 @@ def vocabulary(model: Model) -> VocabularyMaps:
 
 
 def ends(vocabulary: VocabularyMaps) -> tuple[np.ndarray, np.ndarray]:
-    """`W_E [vocab, d]` and `W_U [d, vocab]`, the latter without its mean over the vocabulary."""
+    """`W_E [vocab, d]` and `W_U [d, vocab]`, without their means over the vocabulary."""
     unembedding = vocabulary.unembedding_of(torch.arange(len(vocabulary.head))).T
-    return vocabulary.embedding.double().numpy(), unembedding
+    embedding = vocabulary.embedding.double().numpy()
+    return embedding - embedding.mean(0), unembedding
 
 
 # -- known matrices -------------------------------------------------------------------------------
@@ -120,11 +121,13 @@ def test_circuits_are_those_of_the_full_matrices(weights: tuple[HeadWeights, ...
             assert int(here.non_normal) == (wanted > 0.5)
 
 
-def test_taking_the_embeddings_mean_away_too_changes_no_eigenvalue(weights: tuple[HeadWeights, ...], vocabulary: VocabularyMaps):
-    embedding, unembedding = ends(vocabulary)
+def test_the_embeddings_mean_changes_no_eigenvalue(weights: tuple[HeadWeights, ...], vocabulary: VocabularyMaps):
+    """Since the unembeddings' mean is away."""
+    _, unembedding = ends(vocabulary)
+    embedding = vocabulary.embedding.double().numpy()
     inner = ov_matrix(weights[1], 2)
     assert np.abs(unembedding.mean(-1)).max() < 1e-12 * np.abs(unembedding).max()
-    values = np.linalg.eigvals((embedding - embedding.mean(0)) @ inner @ unembedding)
+    values = np.linalg.eigvals(embedding @ inner @ unembedding)
     found = ov_circuit(weights, vocabulary).sel(circuit="vocabulary", block=1, head=2)
     assert float(found.copying_score) == pytest.approx(values.real.sum() / np.abs(values).sum(), abs=1e-8)
 
