@@ -509,6 +509,23 @@ def test_operators_that_give_no_weights_are_refused_before_anything_is_changed(l
     assert traces(llama) == before
 
 
+def test_an_operator_that_says_so_may_look_ahead(llama: Model):
+    """For what is measured on purpose. Its weights are not handed out as causal attention."""
+
+    class Ahead:
+        masked = False
+
+        def __call__(self, given: AttentionInput) -> Tensor:
+            return torch.full_like(given.logits, 1 / given.logits.shape[-1])
+
+    with replace_attention(llama, Ahead(), blocks=[0]) as change:
+        assert "Ahead" in str(change)
+        first = llama.run(IDS).logits[0]
+        assert not torch.allclose(llama.run([*IDS[:-1], 99]).logits[0], first, atol=1e-3)
+        with pytest.raises(UnsupportedModelError, match="later tokens"):
+            llama.run(IDS, attention=True)
+
+
 def test_a_replaced_block_has_no_attention_to_edit(llama: Model):
     with replace_block(llama, 1, lambda states: states):
         with (
