@@ -25,7 +25,9 @@ SOURCE = "Abu Ayyash, arXiv 2604.14430, sections 4.5 to 4.9; nulls and the trans
 EQUAL, TRANSPORTED = "equal channels", "transported"
 
 
-def phase_balance(runs: Run | Sequence[Run], phases: int | None = None, *, partitions: int = 100, seed: int = 0) -> xr.Dataset:
+def phase_balance(
+    runs: Run | Sequence[Run], phases: int | None = None, *, partitions: int = 100, seed: int = 0, drop_first: bool = False
+) -> xr.Dataset:
     """Means and lengths of phases through depth, against random partitions of the same channels.
 
     Args:
@@ -33,6 +35,7 @@ def phase_balance(runs: Run | Sequence[Run], phases: int | None = None, *, parti
         phases: N; by default that of a Three-Phase model.
         partitions: random ones to compare with.
         seed: for their draw.
+        drop_first: True leaves out the first token of every text, whose state outweighs all others in many models.
 
     Returns:
         Dataset over `layer`, `phase` and `partition`:
@@ -55,7 +58,7 @@ def phase_balance(runs: Run | Sequence[Run], phases: int | None = None, *, parti
     Raises:
         InputError: as `lens.probes.phases.read_stream`, or no partition.
     """
-    stream = read_stream(runs, phases)
+    stream = read_stream(runs, phases, drop_first)
     width = stream.states.shape[-1]
     own = own_partition(width, stream.phases)[:, None]
     drawn = random_partitions(width, stream.phases, partitions, seed)

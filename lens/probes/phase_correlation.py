@@ -22,7 +22,12 @@ SOURCE = "our own; the phases of Abu Ayyash, arXiv 2604.14430, section 3"
 
 
 def phase_correlation(
-    source: Moments | Run | Sequence[Run], phases: int | None = None, *, partitions: int = 100, seed: int = 0
+    source: Moments | Run | Sequence[Run],
+    phases: int | None = None,
+    *,
+    partitions: int = 100,
+    seed: int = 0,
+    drop_first: bool = False,
 ) -> xr.Dataset:
     """Mean correlation of channels, without its sign, within phases and between them, against random partitions.
 
@@ -34,6 +39,8 @@ def phase_correlation(
         phases: N, 2 or more; by default that of a Three-Phase model. Moments need it.
         partitions: random ones of each kind to compare with.
         seed: for their draw.
+        drop_first: True leaves out the first token of every text, whose state outweighs all others in many
+            models; moments have left out what their mask says.
 
     Returns:
         Dataset over `layer`, `unit` (`pair`, `channel`) and `partition`:
@@ -48,7 +55,7 @@ def phase_correlation(
     Raises:
         InputError: as `lens.probes.phases.read_stream`; one phase; or a channel that does not vary.
     """
-    covariances, tokens, found_phases, facts = _covariances(source, phases)
+    covariances, tokens, found_phases, facts = _covariances(source, phases, drop_first)
     width = next(iter(covariances.values())).shape[0]
     if found_phases < 2 or width % (2 * found_phases):
         raise InputError(f"{found_phases} phases of {width} channels", "2 or more, of an even number of channels", "phases=2")
@@ -84,7 +91,7 @@ def phase_correlation(
 
 
 def _covariances(
-    source: Moments | Run | Sequence[Run], phases: int | None
+    source: Moments | Run | Sequence[Run], phases: int | None, drop_first: bool
 ) -> tuple[dict[int, Float64[Tensor, "d d"]], int, int, dict[str, Any]]:
     """Of every layer, up to a factor; how many tokens; N; and provenance."""
     if isinstance(source, Moments):
@@ -96,7 +103,7 @@ def _covariances(
             )
         sums = {layer: source.within[layer].to("cpu", torch.float64) for layer in sorted(source.within)}
         return sums, source.count, phases, fit_provenance(source.source)
-    stream = read_stream(source, phases)
+    stream = read_stream(source, phases, drop_first)
     centred = stream.states - stream.states.mean(1, keepdim=True)
     return {layer: states.T @ states for layer, states in enumerate(centred)}, stream.states.shape[1], stream.phases, stream.facts
 

@@ -24,7 +24,9 @@ from lens.probes.phases import Stream, own_partition, random_partitions, read_st
 SOURCE = "our own; the phases and rotations of Abu Ayyash, arXiv 2604.14430, section 3"
 
 
-def phase_turn(runs: Run | Sequence[Run], phases: int | None = None, *, partitions: int = 100, seed: int = 0) -> xr.Dataset:
+def phase_turn(
+    runs: Run | Sequence[Run], phases: int | None = None, *, partitions: int = 100, seed: int = 0, drop_first: bool = False
+) -> xr.Dataset:
     """Angles between consecutive residual states, by phase and by pair of adjacent channels, against random partitions.
 
     Args:
@@ -32,6 +34,7 @@ def phase_turn(runs: Run | Sequence[Run], phases: int | None = None, *, partitio
         phases: N; by default that of a Three-Phase model.
         partitions: random ones to compare with.
         seed: for their draw.
+        drop_first: True leaves out the first token of every text, whose state outweighs all others in many models.
 
     Returns:
         Dataset over `block` (block b leads from layer b to b + 1), `phase`, `pair` and `partition`:
@@ -50,15 +53,15 @@ def phase_turn(runs: Run | Sequence[Run], phases: int | None = None, *, partitio
     Raises:
         InputError: as `lens.probes.phases.read_stream`, no partition, or a phase of zeros.
     """
-    stream = read_stream(runs, phases)
+    stream = read_stream(runs, phases, drop_first)
     width = stream.states.shape[-1]
     own = own_partition(width, stream.phases)[:, None]
     drawn = random_partitions(width, stream.phases, partitions, seed)
     angle = _angles(stream.states, own)[:, 0]
-    pairs = _pair_turns(stream.states).unflatten(-1, (stream.phases, -1))
+    orders = [torch.arange(width), *_shuffles(width, partitions, seed)]
+    turns = torch.stack([_pair_turns(*states, orders) for states in itertools.pairwise(stream.states)])
+    pairs, random_pairs = turns[:, 0].unflatten(-1, (stream.phases, -1)), turns[:, 1:]
     imposed = _imposed(stream)
-    shuffles = _shuffles(width, partitions, seed)
-    random_sizes = [_mean_size(_pair_turns(stream.states[..., order])) for order in shuffles]
     found = {
         "angle": exact(("block", "phase"), angle.numpy(), "angle between a phase before and after a block", "degrees"),
         "state_angle": exact(("block",), _angles(stream.states, own.sum(-1, keepdim=True))[:, 0, 0].numpy(), "angle", "degrees"),
@@ -72,7 +75,7 @@ def phase_turn(runs: Run | Sequence[Run], phases: int | None = None, *, partitio
         "miss": exact(("block",), _mean_size((pairs / imposed).flatten(1)).numpy(), "measured less imposed rotation", "radian"),
         "turn_size": exact(("block",), _mean_size(pairs.flatten(1)).numpy(), "size of the measured rotation", "radian"),
         "random_turn_size": exact(
-            ("block", "partition"), torch.stack(random_sizes, 1).numpy(), "the same, channels paired at random", "radian"
+            ("block", "partition"), _mean_size(random_pairs).numpy(), "the same, channels paired at random", "radian"
         ),
     }
     coordinates = {
@@ -98,12 +101,18 @@ def _angles(states: Float64[Tensor, "layer token d"], partition: Tensor) -> Floa
     return torch.stack(found)
 
 
-def _pair_turns(states: Float64[Tensor, "layer token d"]) -> Complex128[Tensor, "block pair"]:
-    """For pairs of adjacent channels as complex numbers: Σ conj(before) · after, over the lengths of both."""
-    pairs = torch.view_as_complex(states.unflatten(-1, (-1, 2)).contiguous())
-    products = (pairs[:-1].conj() * pairs[1:]).sum(1)
-    energy = pairs.abs().pow(2).sum(1)
-    return products / (energy[:-1] * energy[1:]).sqrt()
+def _pair_turns(
+    before: Float64[Tensor, "token d"], after: Float64[Tensor, "token d"], orders: Sequence[Tensor]
+) -> Complex128[Tensor, "order pair"]:
+    """For every order of the channels, neighbours being pairs: Σ conj(before) · after over tokens, over both lengths."""
+    cross, found = before.T @ after, []
+    energies = [states.pow(2).sum(0) for states in (before, after)]
+    for order in orders:
+        one, other = order.view(-1, 2).unbind(-1)
+        product = torch.complex(cross[one, one] + cross[other, other], cross[one, other] - cross[other, one])
+        lengths = (energies[0][one] + energies[0][other]) * (energies[1][one] + energies[1][other])
+        found.append(product / lengths.sqrt())
+    return torch.stack(found)
 
 
 def _imposed(stream: Stream) -> Complex128[Tensor, "block phase pair"]:
@@ -117,7 +126,7 @@ def _imposed(stream: Stream) -> Complex128[Tensor, "block phase pair"]:
     return torch.full(shape, complex("nan"), dtype=torch.complex128)
 
 
-def _mean_size(turns: Complex128[Tensor, "block pair"]) -> Float64[Tensor, " block"]:
+def _mean_size(turns: Complex128[Tensor, "*batch pair"]) -> Float64[Tensor, "*batch"]:
     return (turns.abs() * turns.angle().abs()).sum(-1) / turns.abs().sum(-1)
 
 

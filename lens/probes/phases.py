@@ -40,16 +40,17 @@ class Stream:
     facts: dict[str, Any]
 
 
-def read_stream(runs: Run | Sequence[Run], phases: int | None) -> Stream:
+def read_stream(runs: Run | Sequence[Run], phases: int | None, drop_first: bool) -> Stream:
     """Residual states of runs of one model.
 
     Args:
         runs: one run or several.
         phases: N, for any model; by default that of a Three-Phase model.
+        drop_first: whether the first token of every text is left out: in many models its state outweighs all others.
 
     Raises:
-        InputError: no run, runs of several models, or a number of phases that does not cut the stream into parts of an even
-            number of channels. MemoryEstimateError: more than 1 GiB of states.
+        InputError: no run, runs of several models, no token that is left, or a number of phases that does not cut the stream
+            into parts of an even number of channels. MemoryEstimateError: more than 1 GiB of states.
     """
     listed = [runs] if isinstance(runs, Run) else list(runs)
     if len({id(run.model.module) for run in listed}) != 1:
@@ -57,12 +58,17 @@ def read_stream(runs: Run | Sequence[Run], phases: int | None) -> Stream:
     model = listed[0].model
     found = number_of_phases(model, phases)
     require_memory("The states in float64", 8 * sum(run.residual.numel() for run in listed), "fewer or shorter texts")
-    states = torch.cat([run.residual.to("cpu", torch.float64) for run in listed], 1)
-    positions = torch.cat([torch.arange(len(run)) for run in listed])
+    first = int(drop_first)
+    states = torch.cat([run.residual[:, first:].to("cpu", torch.float64) for run in listed], 1)
+    if not states.shape[1]:
+        raise InputError("No token is left without the first", "texts of two tokens or more", "drop_first=False")
+    positions = torch.cat([torch.arange(first, len(run)) for run in listed])
+    ids = torch.cat([run.token_ids[first:] for run in listed])
     facts = {**provenance(listed[0], ""), "texts": len(listed), "tokens": states.shape[1], "phases": found}
+    facts["drop_first"] = first
     if len(listed) > 1:
         del facts["prompt"]
-    return Stream(states, positions, torch.cat([run.token_ids for run in listed]), model, found, facts)
+    return Stream(states, positions, ids, model, found, facts)
 
 
 def number_of_phases(model: Model, phases: int | None) -> int:

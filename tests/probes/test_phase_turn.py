@@ -94,6 +94,16 @@ def test_any_model_can_be_cut_into_phases():
         phase_turn(run)
 
 
+def test_neighbouring_channels_of_a_language_model_are_no_phases(smollm2):
+    """Its stream cut into three parts, or paired off, is as any other partition or pairing."""
+    run = smollm2.run("The tower was built in two years, and nobody who saw it rise thought that it would stand for long.")
+    told = phase_turn(run, 3, drop_first=True)
+    for own, random in (("angle_spread", "random_angle_spread"), ("turn_size", "random_turn_size")):
+        above = (told[random] >= told[own]).mean("partition")
+        assert 0.2 < float(above.mean()) < 0.8, own
+        assert float((above == 0).sum()) < 0.1 * told.sizes["block"], own
+
+
 def test_a_rotation_put_in_by_hand_is_seen():
     run = lens.load(build("gpt2")).run(IDS)
     pairs = torch.view_as_complex(torch.randn(len(IDS), 16, 2, dtype=torch.float64))
@@ -105,6 +115,21 @@ def test_a_rotation_put_in_by_hand_is_seen():
     assert float(told.turn_size[0]) == pytest.approx(2.5)
     assert told.angle.values == pytest.approx(math.degrees(2.5))
     assert float(told.angle_spread[0]) < 1e-6
+
+
+def test_the_first_token_of_every_text_can_be_left_out():
+    model = lens.load(build("gpt2"))
+    runs = [model.run(IDS), model.run(IDS[::-1])]
+    cut = [
+        replace(run, residual=run.residual[:, 1:], token_ids=run.token_ids[1:], tokens=run.tokens[1:], logits=None)
+        for run in runs
+    ]
+    told, plain = phase_turn(runs, 2, partitions=2, drop_first=True), phase_turn(cut, 2, partitions=2)
+    for name in told.data_vars:
+        assert np.array_equal(told[name], plain[name], equal_nan=True), name
+    assert (told.attrs["tokens"], told.attrs["drop_first"]) == (2 * len(IDS) - 2, 1)
+    with pytest.raises(InputError, match="No token is left"):
+        phase_turn(model.run([1]), 2, drop_first=True)
 
 
 def test_a_phase_of_zeros_is_refused():
