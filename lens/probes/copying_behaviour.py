@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 import torch
 import xarray as xr
 from jaxtyping import Float64
@@ -77,6 +78,15 @@ def copying_behaviour(
         },
         {"source": SOURCE, "probe": "copying_behaviour", **model.provenance()},
     )
+
+
+def rank_correlation(score: xr.DataArray, measured: xr.DataArray) -> float:
+    """Spearman's, over all heads for which there are both; NaN where one of the two is the same for all."""
+    pairs = np.stack([score.to_numpy().ravel(), measured.to_numpy().ravel()])
+    known = pairs[:, np.isfinite(pairs).all(0)]
+    if (np.ptp(known, axis=-1) == 0).any():
+        return float("nan")
+    return float(np.asarray(scipy.stats.spearmanr(*known)[0]))
 
 
 _LABELS = {

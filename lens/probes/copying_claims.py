@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 import xarray as xr
 
@@ -17,7 +16,7 @@ from lens.models.edits.attention import replace_attention
 from lens.models.head_weights import head_weights
 from lens.models.model import Model
 from lens.models.vocabulary_maps import vocabulary_maps
-from lens.probes.copying_behaviour import copying_behaviour
+from lens.probes.copying_behaviour import copying_behaviour, rank_correlation
 from lens.probes.dataset import texts as labels
 from lens.probes.dataset import variable
 from lens.probes.ov_circuit import arriving_states, ov_circuit
@@ -164,9 +163,8 @@ def chance(claims: xr.Dataset, circuit: str) -> float:
 
 def rank_correlations(claims: xr.Dataset, circuit: str, measured: str) -> list[float]:
     """Spearman's rank correlation over all heads of a score and what was measured, one for each document or draw."""
-    score = score_of(claims, circuit).ravel()
-    found = claims[measured].to_numpy()
-    return [float(np.asarray(scipy.stats.spearmanr(score, one.ravel())[0])) for one in found]
+    score, found = claims.copying_score.sel(circuit=circuit), claims[measured]
+    return [rank_correlation(score, found[number]) for number in range(len(found))]
 
 
 def _of_heads(claims: xr.Dataset, circuit: str, by: str, sign: int = 1) -> np.ndarray:
