@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -345,7 +345,7 @@ PARTS = st.tuples(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None)
 @given(edited=st.lists(PARTS, min_size=1, max_size=4), data=st.data())
 def test_whatever_is_nested_each_head_has_the_last_operator_that_names_it(llama: Model, edited: list[Any], data: st.DataObject):
     """Against the closed forms; entered in one order and left in any other, and looked at after each."""
