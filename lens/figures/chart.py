@@ -168,8 +168,9 @@ def heat_map(
     value_axis: str | Axis,
     title: str = "",
     signed: bool = False,
+    down: bool = False,
 ) -> Plot:
-    """Values over two axes, y upward; a click selects a cell.
+    """Values over two axes; a click selects a cell.
 
     Args:
         name: key of the selection.
@@ -177,6 +178,7 @@ def heat_map(
         values: `[y, x]`; NaN leaves the cell blank, as in a triangular map.
         value_axis: the quantity, its unit and its range. Values outside the range are coloured as its end and marked.
         signed: blue below zero and orange above, over a range that is symmetric.
+        down: y runs downward, as queries of attention do, and not upward, as layers do.
 
     Raises:
         InputError: values of another shape, more than 10,000 cells, a logarithmic value axis or a signed range that is
@@ -196,7 +198,7 @@ def heat_map(
         found = f"{value['title']!r} runs on a {value['scale']} scale from {low:g} to {high:g}"
         raise InputError(found, "a linear scale, symmetric if signed", "range=(-1, 1)")
     return {"kind": "heat_map", "name": name, "title": title, "x": {**labelled(as_axis(x_axis), len(columns)), "values": columns},
-            "y": {**labelled(as_axis(y_axis), len(rows)), "values": rows}, "value": {**value, "signed": signed},
+            "y": {**labelled(as_axis(y_axis), len(rows)), "values": rows}, "value": {**value, "signed": signed}, "down": down,
             "values": [[plain(cell) for cell in row] for row in cells]}  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 const NUMBER_SIZE = 11 / 12; // of the numbers in cells, as a share of other text
 
-/** Values over two axes, y upward, as colours. */
+/** Values over two axes as colours; y runs upward, or down. */
 class HeatMap extends Plot {
   valueAxis() {
     return this.data.value;
@@ -35,7 +35,12 @@ class HeatMap extends Plot {
     this.up = this.thin(marks(y), this.h, SIZE + 6);
     this.height = this.box.bottom + this.deep;
     this.x = (n) => left + (n + 0.5) * this.w;
-    this.y = (n) => this.box.bottom - (n + 0.5) * this.h;
+    this.y = (n) => this.foot(n) - 0.5 * this.h;
+  }
+
+  /** The lower edge of a row. */
+  foot(row) {
+    return this.data.down ? this.box.top + (row + 1) * this.h : this.box.bottom - row * this.h;
   }
 
   paint() {
@@ -49,7 +54,7 @@ class HeatMap extends Plot {
   /** Lines between the cells that have a value: a cell at the pale end is there, a blank one is not. */
   outline() {
     const { box, w, h, columns } = this;
-    const corner = (n) => `M${box.left + (n % columns) * w} ${box.bottom - Math.floor(n / columns) * h}`;
+    const corner = (n) => `M${box.left + (n % columns) * w} ${this.foot(Math.floor(n / columns))}`;
     return this.flat.map((value, n) => (known(value) ? `${corner(n)}h${w}v${-h}h${-w}z` : "")).join("");
   }
 
@@ -81,8 +86,8 @@ class HeatMap extends Plot {
 
   /** Cells where they belong, top row first as a voice reads them; values that change leave them where they are. */
   placeSpots() {
-    const { box, w, h, columns, rows } = this;
-    const places = [box.left, box.bottom, w, h, columns, rows].join();
+    const { box, w, h, columns, rows, data: { down } } = this;
+    const places = [box.left, box.bottom, w, h, columns, rows, down].join();
     if (places === this.places) return;
     this.places = places;
     const all = this.part("cells", this.svg, { role: "presentation" });
@@ -90,9 +95,9 @@ class HeatMap extends Plot {
     const gap = Math.min(w, h) >= 6 ? 1 : 0;
     this.spots = [];
     for (let row = 0; row < rows; row += 1) {
-      const cells = pool(groups[rows - 1 - row], columns, () => shape("rect", { role: "gridcell", tabindex: "-1" }));
+      const cells = pool(groups[down ? row : rows - 1 - row], columns, () => shape("rect", { role: "gridcell", tabindex: "-1" }));
       [...cells].forEach((cell, column) => {
-        put(cell, { x: box.left + column * w, y: box.bottom - (row + 1) * h, width: w - gap, height: h - gap });
+        put(cell, { x: box.left + column * w, y: this.foot(row) - h, width: w - gap, height: h - gap });
         cell.spot = this.spots.push(cell) - 1;
       });
     }
@@ -185,12 +190,13 @@ class HeatMap extends Plot {
   destination({ key, ctrlKey, metaKey }, spot) {
     const { columns, rows, flat } = this;
     const row = spot - (spot % columns);
+    const up = this.data.down ? -1 : 1;
     const across = Array.from({ length: columns }, (_, n) => row + n).filter((n) => known(flat[n]));
-    const upward = Array.from({ length: rows }, (_, n) => n * columns + (spot % columns)).filter((n) => known(flat[n]));
+    const along = Array.from({ length: rows }, (_, n) => n * columns + (spot % columns)).filter((n) => known(flat[n]));
     const step = (line, by) => line[Math.min(line.length - 1, Math.max(0, line.indexOf(spot) + by))];
     const keys = ctrlKey || metaKey ? { Home: flat.findIndex(known), End: flat.findLastIndex(known) } : {
-      ArrowLeft: step(across, -1), ArrowRight: step(across, 1), ArrowUp: step(upward, 1), ArrowDown: step(upward, -1),
-      Home: across[0], End: across.at(-1), PageUp: step(upward, 5), PageDown: step(upward, -5),
+      ArrowLeft: step(across, -1), ArrowRight: step(across, 1), ArrowUp: step(along, up), ArrowDown: step(along, -up),
+      Home: across[0], End: across.at(-1), PageUp: step(along, 5 * up), PageDown: step(along, -5 * up),
     };
     return keys[key];
   }

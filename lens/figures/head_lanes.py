@@ -75,15 +75,16 @@ def _heads(heads: xr.Dataset, score: str) -> dict[str, Any]:
 
 
 def _attention(cells: xr.Dataset, tokens: Sequence[str], start: int, values: str) -> dict[str, Any]:
-    """Queries upward, keys to the right; what a causal mask hides stays blank."""
+    """Queries downward, keys to the right; what a causal mask hides stays blank."""
     places = np.arange(start, min(start + SIDE, len(tokens)))
     shown = cells[values].isel(query=places, key=places).to_numpy()
     names = [visible(token) for token in tokens[start : start + SIDE]]
     seen = np.where(np.subtract.outer(places, places) >= 0, shown, np.nan)
     value_axis = axis("attention", range=(0.0, 1.0)) if values == "attention" else axis("logit")
     return heat_map(
-        "cells", places, places, seen, x_axis=axis("key", labels=names), y_axis=axis("query", labels=names), value_axis=value_axis
-    )
+        "cells", places, places, seen, x_axis=axis("key", labels=names), y_axis=axis("query", labels=names),
+        value_axis=value_axis, down=True,
+    )  # fmt: skip
 
 
 def _cell(detail: xr.Dataset, tokens: Sequence[str]) -> dict[str, Any]:

@@ -141,6 +141,8 @@ def _draw_map(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
         every = -(-len(names) // (_NAMES if "labels" in axis else 16))
         setter(np.arange(0, len(names), every) + 0.5, names[::every], rotation=turn if "labels" in axis else 0)
     axes.set(xlabel=_titled(x), ylabel=_titled(y))
+    if plot["down"]:
+        axes.invert_yaxis()
     axes.spines[:].set_visible(False)
     _entitle(axes, plot)
     if chosen is not None:

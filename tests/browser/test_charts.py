@@ -438,6 +438,20 @@ def test_arrow_keys_walk_a_map_and_step_over_blanks(show):
     assert shown.selected() == {"pairs": [10, 10]}
 
 
+def test_rows_that_run_down_are_drawn_and_walked_downwards(show):
+    shown = show(pairs(down=True))
+    top, below = (shown.spot(f"from layer 0, to layer {layer}:").bounding_box()["y"] for layer in (0, 4))
+    assert top < below
+    shown.spot("from layer 0, to layer 0:").focus()
+    assert shown.press("ArrowDown", "ArrowDown").startswith("from layer 0, to layer 4:")
+    assert shown.press("ArrowUp", "End").startswith("from layer 2, to layer 2:")
+    rows = shown.page.locator("[role=row]")
+    assert [rows.nth(n).locator("[role=gridcell]").first.get_attribute("aria-label").split(":")[0] for n in (0, 2)] == [
+        "from layer 0, to layer 0",
+        "from layer 0, to layer 4",
+    ]
+
+
 def test_rows_of_bars_are_walked_downwards(show):
     shown = show(ladder())
     shown.spot("identity").focus()

@@ -51,6 +51,12 @@ def test_axes_carry_titles_units_and_ranges():
     assert axes.lines[1].get_ydata() == [0.4, 0.4]
 
 
+def test_rows_of_a_map_run_upward_or_down():
+    down = heat_map("a", [0, 1], [0, 1], np.eye(2), x_axis="key", y_axis="query", value_axis="attention", down=True)
+    assert axes_of(down).yaxis_inverted()
+    assert not axes_of(PAIRS).yaxis_inverted()
+
+
 def test_values_that_a_logarithm_has_not_are_gaps():
     plot = lines("kl", [0, 1, 2], {"plain lens": [10, 0, 1]}, x_axis="layer", y_axis=axis("KL", scale="log"))
     axes = axes_of(plot)
