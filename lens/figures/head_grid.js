@@ -87,7 +87,7 @@ class HeadGrid extends View {
   // ── Controls ──
 
   buildToolbar() {
-    this.measures = piece("select", { "aria-label": "what the map of heads shows" });
+    this.measures = piece("select");
     this.measures.addEventListener("change", () => this.set("measure", this.measures.value));
     const groups = CONTROLS.map((control) => this.buildGroup(control));
     this.note = piece("span.note");

@@ -12,7 +12,8 @@ class TokenText {
       "aria-label": "tokens of the text; the chosen one's attention is shaded" });
     this.sentence = piece("p.sentence", { "aria-live": "polite" });
     this.hint = piece("p.hint", {}, "Point at a token, or walk with the arrow keys; Enter or a click pins it, Escape lets go.");
-    this.root = piece("div.text", {}, this.sentence, this.list, this.hint);
+    // What changes its height stands below the tokens, or they would move away under the pointer.
+    this.root = piece("div.text", {}, this.list, this.sentence, this.hint);
     const token = ({ target }) => target.closest("[role=option]")?.place ?? null;
     const on = (event, handler) => this.list.addEventListener(event, handler);
     on("pointerover", (event) => { if (event.pointerType !== "touch") this.look(token(event)); });
