@@ -23,7 +23,7 @@ SOURCE = (
     "positions, filters by period)"
 )
 Transform = Literal["cosine", "fourier"]
-BANDS = ("over half the text", "half the text to 64", "64 to 16", "16 to 4", "under 4")  # by period, in tokens
+BANDS = ("over half the text", "half the text to 64 tokens", "64 to 16 tokens", "16 to 4 tokens", "under 4 tokens")
 _EDGES = (64.0, 16.0, 4.0)
 
 
@@ -93,7 +93,7 @@ def token_spectrum(
             "layer": variable(("layer",), np.arange(len(residual)), "residual state (0 is the embedding)"),
             "frequency": exact(("frequency",), frequency, "frequency", "cycles/token"),
             "period": exact(("frequency",), period, "period", "tokens"),
-            "band": texts(("band",), BANDS, "period in tokens"),
+            "band": texts(("band",), BANDS, "period"),
             "neuron": variable(("neuron",), np.arange(residual.shape[2]), "coordinate of the stream"),
         },
         {
@@ -209,7 +209,7 @@ def band_readout(run: Run, *, layer: int = -1) -> xr.Dataset:
             "agreement": exact(("band",), agrees[:, 1:].mean(1), "share of positions that agree"),
         },
         {
-            "band": texts(("band",), [BANDS[number] for number in numbers], "period in tokens"),
+            "band": texts(("band",), [BANDS[number] for number in numbers], "period"),
             "position": variable(("position",), np.arange(len(run)), "position in the prompt"),
             "input_token": texts(("position",), run.tokens, "token of the prompt"),
         },

@@ -157,5 +157,5 @@ def test_what_has_no_spectrum_is_refused():
         token_spectrum(torch.zeros(2, 8, 4))
     with pytest.raises(InputError, match="'wavelet'.*cosine, fourier"):
         token_spectrum(torch.zeros(2, 20, 4), transform="wavelet")
-    with pytest.raises(InputError, match=r"Band 1 of 63 tokens is empty.*0 \(over half the text\), 2 \(64 to 16\)"):
+    with pytest.raises(InputError, match=r"Band 1 of 63 tokens is empty.*0 \(over half the text\), 2 \(64 to 16 tokens\)"):
         keep_band(torch.zeros(64, 4), 1)
