@@ -29,7 +29,6 @@ MEASURES = {
 PICTURES = ("eigenvalues", "singular values", "words", "distance")
 INDUCTION = 0.3  # mean attention from which a head counts as one of induction
 _NAMED = 6  # dots whose names are shown
-_ROUND = np.linspace(-1, 1, 81)
 
 
 def head_circuits_chart(
@@ -47,7 +46,7 @@ def head_circuits_chart(
     distances: xr.Dataset | None = None,
     offset: int = 0,
 ) -> dict[str, Any]:
-    """A map of all heads, weight score against measured copying, and one head in detail.
+    """A map of all heads, and one of them in detail, beside the scores and the measured copying of all where there is room.
 
     Args:
         heads: `measure[block, head]` for each of `MEASURES`.
@@ -66,7 +65,7 @@ def head_circuits_chart(
         if found not in known:
             raise InputError(f"The {name} is {found!r}", f"one of {', '.join(known)}", f"{name}={next(iter(known))!r}")
     here = spectrum.sel(circuit=circuit, block=block, head=head)
-    plots = [_map(heads, measure), _behaviour(heads, circuit)]
+    plots = [_map(heads, measure)]
     if picture == "words":
         assert words is not None  # the panel computes what it shows
         plots += _words(words, vector, pole)
@@ -77,7 +76,7 @@ def head_circuits_chart(
             _disc(distances.sel(offset=offset).isel(block=0, head=0), f"of QK at distance {offset}"),
         ]
     else:
-        plots.append(_disc(here, "of OV") if picture == "eigenvalues" else _sizes(here))
+        plots += [_behaviour(heads, circuit), _disc(here, "of OV") if picture == "eigenvalues" else _sizes(here)]
     return chart(plots)
 
 
@@ -115,7 +114,7 @@ def _behaviour(heads: xr.Dataset, circuit: str) -> dict[str, Any]:
     named = sorted(dots, key=lambda dot: -abs(dot["y"]))[:_NAMED]
     return scatter(
         "behaviour", dots, x_axis=axis(SCORES[circuit], range=(-1.0, 1.0)),
-        y_axis=axis("measured copying", "standard deviations"), rules=[rule(0, "neither", on="y")],
+        y_axis=axis("measured copying", "standard deviations"), rules=[rule(0, "no copying", on="y")],
         named=[str(dot["label"]) for dot in named],
     )  # fmt: skip
 
@@ -129,9 +128,8 @@ def _disc(here: xr.Dataset, title: str) -> dict[str, Any]:
         {"x": x / size, "y": y / size, "label": f"eigenvalue {rank}", "group": "to the right" if x > 0 else "to the left"}
         for rank, x, y in zip(ranks, real, imaginary, strict=True)
     ]
-    half = np.sqrt(np.maximum(0, 1 - _ROUND**2))
     return scatter(
-        "eigenvalues", dots, {"largest": (_ROUND, half), "": (_ROUND, -half)},
+        "eigenvalues", dots, rules=[rule(0, "neither side", on="x")],
         x_axis=axis("real part, over the largest", range=(-1.0, 1.0)), y_axis=axis("imaginary part", range=(-1.0, 1.0)),
         title=f"eigenvalues {title}",
     )  # fmt: skip
@@ -181,5 +179,5 @@ def _distances(distances: xr.Dataset, offset: int) -> dict[str, Any]:
     ]
     return lines(
         "distance", here.offset, [dict(one) for one in found], x_axis=axis("from key to query", "tokens"),
-        y_axis=axis("measure of M", range=(-1.0, 1.0)), rules=[rule(offset, "shown", on="x")], marks=False,
+        y_axis=axis("measure of M", range=(-1.0, 1.0)), rules=[rule(offset, "distance", on="x")], marks=False,
     )  # fmt: skip

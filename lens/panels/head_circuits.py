@@ -257,15 +257,17 @@ class HeadCircuits(ChartPanel):
         return {**facts, "says": _sentence(facts)}
 
     def _selection(self, view: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {"heads": [view["head"], view["block"]], "behaviour": label_of(view["block"], view["head"])}
-        return {**found, "distance": view["offset"]} if view["picture"] == "distance" else found
+        found: dict[str, Any] = {"heads": [view["head"], view["block"]]}
+        if view["picture"] == "distance":
+            return {**found, "distance": view["offset"]}
+        return found if view["picture"] == "words" else {**found, "behaviour": label_of(view["block"], view["head"])}
 
     def _chosen(self, selected: Mapping[str, Any]) -> dict[str, Any]:
         """A click in the map or on a dot chooses a head, one on the curves a distance."""
         if selected.get("distance") not in (None, self._view["offset"]):
             return {"offset": int(selected["distance"])}
         current = self._selection(self._view)
-        if selected.get("behaviour") not in (None, current["behaviour"]):
+        if "behaviour" in current and selected.get("behaviour", current["behaviour"]) != current["behaviour"]:
             block, head = str(selected["behaviour"]).split(".")
             return {"block": int(block), "head": int(head)}
         if "heads" in selected:
@@ -325,8 +327,9 @@ def _sentence(facts: Mapping[str, Any]) -> str:
     if "words" in facts:
         text += f" This pole: attending to {_listed(facts['words']['attended'])} raises {_listed(facts['words']['raised'])}."
     if "qk" in facts:
+        apart = f"{facts['offset']} token{'s' * (facts['offset'] != 1)} apart"
         text += (
-            f" {facts['offset']} tokens apart its queries and keys match with {_signed(facts['qk']['matching_score'])}: "
+            f" {apart} its queries and keys match with {_signed(facts['qk']['matching_score'])}: "
             f"{100 * facts['qk']['positive_share']:.0f} % of the eigenvalues lie to the right."
         )
     return text
