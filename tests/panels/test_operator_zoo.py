@@ -80,6 +80,26 @@ def test_trying_it_runs_the_live_model_and_gives_it_back(panel, model):
     assert panel.summary()["losses"] == found["losses"]  # runs are kept
 
 
+def test_a_live_run_can_be_cancelled_and_leaves_the_model_as_it_was(panel, model):
+    before = panel.summary()
+    panel.set(operator="identity")
+    gate = Gate(model)
+    try:
+        gate.shut()
+        panel.post(try_live=True)
+        gate.wait_until_reached()
+        assert panel.chart.selected  # the old picture stays
+        panel.cancel()
+        gate.open()
+        panel.wait()
+    finally:
+        gate.remove()
+    found = panel.summary()
+    assert "Cancelled" in found["error"]
+    assert found["losses"] == before["losses"]
+    assert model.edits == ()
+
+
 def test_another_operator_comes_with_its_own_number(panel):
     panel.set(operator="low rank, masked")
     assert panel.summary()["parameter"] == 8
