@@ -15,6 +15,7 @@ from lens.probes.collapse_claims import (
     collapse_verdicts,
     decades,
     growth,
+    ratios,
     slow_over_fast,
     slow_share,
     slowest_fall,
@@ -53,7 +54,8 @@ def test_rates_are_read_above_rounding_only():
 
 
 def test_depth_and_decades():
-    assert decades(planted(neither=[0.5, 0.05, 0.0005]), "neither") == pytest.approx(3)
+    assert decades(ratios(planted(neither=[0.5, 0.05, 0.0005]), "neither")) == pytest.approx(3)
+    assert decades(np.array([1.0, 1e-9])) == pytest.approx(6)
     assert collapse_depth(np.array([0.9, 0.005, 0.02, 0.001, 0.001])) == 3
     assert collapse_depth(np.array([0.9, 0.5])) == 2
     assert collapse_depth(np.array([0.001, 0.001])) == 0
