@@ -21,6 +21,13 @@ class HeadMap extends HeatMap {
     super.go(spot);
     this.select(spot);
   }
+
+  /** The menu names the measure, and some names are long. */
+  showReadout(spot) {
+    super.showReadout(spot);
+    const { value } = this.data;
+    if (spot !== null && known(this.flat[spot])) say(this.entries, withUnit(this.write(this.flat[spot]), value));
+  }
 }
 
 /** The heads of the chosen block side by side, small. */
@@ -164,6 +171,7 @@ class HeadGrid extends View {
     if (!this.data) return;
     this.heads.showSelected();
     this.showHead();
+    this.text.reveal(this.text.chosen);
   }
 
   /** Draws what is here of the chosen head; what is not keeps the old picture, dimmed. */
@@ -225,6 +233,7 @@ class HeadGrid extends View {
     if (!this.data) return;
     this.thumbs.update(this.get("block"));
     this.text.show();
+    this.text.reveal(this.text.chosen);
   }
 
   dim() {

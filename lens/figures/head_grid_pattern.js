@@ -2,6 +2,7 @@
 
 const piece = maker("lens-heads");
 const MAP = 470; // the largest side of a map, in pixels
+const SMALL = 10.5 / 12; // of the tokens beside a map, as a share of other text
 const LABELLED = 11; // pixels of a cell from which its token is written beside it
 
 /** Pages can hold several copies of this module, so the counter belongs to the page. */
@@ -185,13 +186,15 @@ class PatternMap {
   }
 
   layout(side) {
-    const beside = Math.min(MAP, this.width - 104) / side; // with tokens beside the map
+    const names = this.view.data.tokens.map((_, token) => this.name(token, 10));
+    const widest = Math.ceil(SMALL * Math.max(...names.slice(0, MAP / LABELLED).map((name) => this.view.measure(name))));
+    const beside = Math.min(MAP, this.width - widest - 16) / side; // with tokens beside the map
     this.named = this.pattern.tile === 1 && beside >= LABELLED;
     const cell = this.named ? Math.min(28, beside) : Math.min(MAP, this.width - 46) / side;
     this.cell = cell >= 3 ? Math.floor(cell) : cell;
     this.extent = this.cell * side;
-    this.left = this.named ? 88 : 40;
-    this.deep = this.named ? 84 : 22;
+    this.left = this.named ? widest + 12 : 40;
+    this.deep = this.named ? widest + 10 : 22;
     const [width, height] = [this.left + this.extent + 4, this.extent + this.deep + 4];
     put(this.svg, { width, height, viewBox: `0 0 ${width} ${height}` });
     put(this.plane, { style: `height:${height}px` });
@@ -313,6 +316,7 @@ class PatternMap {
   /** The text shows the token of a cell that is pointed at. */
   follow(cell) {
     this.view.text.look(cell && this.tokenOf(cell));
+    this.view.text.reveal(this.view.text.token);
   }
 
   tokenOf([row, column]) {

@@ -81,6 +81,16 @@ class TokenText {
     view.pattern.mark();
   }
 
+  /** Scrolls the tokens, never the page, until one of them is in sight. */
+  reveal(place) {
+    const [item, { list }] = [this.items?.[place], this];
+    if (!item || list.scrollHeight <= list.clientHeight) return;
+    const top = item.offsetTop;
+    if (top < list.scrollTop || top + 2 * item.offsetHeight > list.scrollTop + list.clientHeight) {
+      list.scrollTop = top - list.clientHeight / 2;
+    }
+  }
+
   paint(item, here, weight, named) {
     const shade = weight === undefined ? null : this.view.shade(weight);
     const style = shade ? `background:${css(shade.background)};color:${css(shade.ink)}` : "";

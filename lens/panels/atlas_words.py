@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lens.figures.head_grid import EDGES, WHOLE, tile_of
+from lens.probes.singular_values import EXACT
 
 MULTIPLICATIONS = 5e9  # a second, of the battery on one core of a common machine
 
@@ -30,6 +31,8 @@ def left_out(positions: int, cut: int, drop_sink: bool) -> str:
     if positions > WHOLE:
         tile = tile_of(positions)
         parts.append(f"the map shows the largest of {tile} × {tile} weights, the text the {EDGES} strongest keys of each query")
+    if positions > EXACT:
+        parts.append(f"beyond {EXACT} tokens no spectra of all heads, only the chosen one's")
     if drop_sink:
         parts.append("the first token is left out, its share given back")
     return "; ".join(parts)

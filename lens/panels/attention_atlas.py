@@ -30,6 +30,7 @@ from lens.panels.head_grid import HeadGrid
 from lens.panels.panel import Job
 from lens.probes.attention_battery import MEASURES, attention_battery, battery_cost
 from lens.probes.seen_patterns import seen_detail, seen_pattern
+from lens.probes.singular_values import EXACT, RANKS
 
 EXAMPLE = (
     "The keeper of the lighthouse climbed the stairs, lit the lamp and wrote in his book that the keeper of the lighthouse "
@@ -38,6 +39,8 @@ EXAMPLE = (
 LENGTHS = (32, 64, 128, 256, 512, 1024)
 FEWEST = 4  # tokens of a text, of which the first may be left out
 DIRECTIONS = ("to", "by")
+_SPECTRAL = {*RANKS, "largest_singular_value", "leading_share", "contraction"}  # of all heads, too slow for long texts
+_SAID = ("effective_rank", "first_token", "previous_token", "self_attention")
 _KEPT_HEADS = 24  # whose details are kept; walking back is then free
 
 
@@ -217,7 +220,9 @@ class AttentionAtlas(ChartPanel):
         job.say(estimate(cost))
         states = self._read(job, model, ids)
         check = job.check_blocks(cost["heads"], estimate(cost))
-        heads = attention_battery(states, drop_sink=bool(settings["drop_sink"]), check=check).assign_attrs(model.provenance())
+        names = None if len(ids) <= EXACT else [name for name in MEASURES if name not in _SPECTRAL]
+        heads = attention_battery(states, drop_sink=bool(settings["drop_sink"]), measures=names, check=check)
+        heads = heads.assign_attrs(model.provenance())
         tokens = tuple(pieces(model.tokenizer, ids))
         return _Result(model, tuple(ids), tokens, {one.block: one for one in states}, heads, bool(settings["drop_sink"]), cut)
 
@@ -234,8 +239,8 @@ class AttentionAtlas(ChartPanel):
 
     def _checked(self, result: _Result, view: Mapping[str, Any]) -> dict[str, Any]:
         known_measures = tuple(_measures(result.heads))
-        if self._replaces(result) and view["measure"] == self._view["measure"] not in known_measures:
-            view = {**view, "measure": known_measures[0]}  # long texts have fewer measures
+        if view["measure"] in MEASURES and view["measure"] not in known_measures:
+            view = {**view, "measure": "mean_entropy"}  # long texts and short ones have fewer
         for name, known in (("measure", known_measures), ("values", VALUES), ("direction", DIRECTIONS)):
             if view[name] not in known:
                 raise InputError(f"The {name} is {view[name]!r}", f"one of {', '.join(known)}", f"{name}={known[0]!r}")
@@ -296,7 +301,7 @@ class AttentionAtlas(ChartPanel):
             "rank": 1 + int((measure > here[view["measure"]]).sum()),
             "measured": short_name(measure),
             "unit": measure.attrs["units"],
-            **{name: _rounded(here[name]) for name in ("effective_rank", "first_token", "previous_token", "self_attention")},
+            **{name: _rounded(here.get(name, np.nan)) for name in _SAID},
             "uniform_effective_rank": _rounded(detail.attrs["uniform_effective_rank"]),
             "positions": len(result.tokens) - result.drop_sink,
             "sinks": int((result.heads.first_token > 0.5).sum()),

@@ -34,15 +34,14 @@ def seen_detail(states: HeadStates, head: int, *, drop_sink: bool = False) -> xr
     Returns:
         Dataset with `attention` and `logit` over `query` and `key`, NaN where nothing is seen, and over `rank`, which counts
         from 1: `singular_value`, `uniform_singular_value` (each causal query looks alike at all keys it sees) and
-        `identity_singular_value` (each query looks at itself), over the same number of positions; beyond 512 positions the 32
-        largest. `largest_norm`, √positions, is what no singular value can exceed. The ranks
-        of the head and of uniform attention are attributes.
+        `identity_singular_value` (each query looks at itself), over the same number of positions. `largest_norm`, √positions, is
+        what no singular value can exceed. The ranks of the head and of uniform attention are attributes.
 
     Cost: one singular value decomposition, `O(positions³)`; `lens.probes.attention_battery.head_detail` has more.
     """
     one = Head(states, head, drop_sink=drop_sink)
-    singular, ranks = one.spectrum
     size = len(one.weights)
+    singular, ranks = spectrum_of_matrix(one.weights, size)
     uniform = _uniform(size, states.window or size)
     spectra = {
         "singular_value": (singular, "singular value"),
@@ -79,4 +78,4 @@ def _places(one: Head) -> dict[str, xr.Variable]:
 @lru_cache(maxsize=8)
 def _uniform(size: int, window: int) -> Spectrum:
     seen = np.tril(np.triu(np.ones((size, size)), 1 - window))
-    return spectrum_of_matrix(seen / seen.sum(-1, keepdims=True))
+    return spectrum_of_matrix(seen / seen.sum(-1, keepdims=True), size)

@@ -170,14 +170,30 @@ def test_of_a_longer_text_the_beginning_is_read_and_the_rest_told(panel):
     assert dict(panel.children[0].children[2].options)["first 5 tokens"] == 5
 
 
-def test_more_tokens_than_the_picture_holds_are_sent_as_tiles(tokenizer):
+@pytest.fixture(scope="module")
+def patient(tokenizer):
+    """A model of long texts."""
     module = build("llama")
     module.config.max_position_embeddings = 1024
-    panel = AttentionAtlas(lens.load(module, tokenizer), " ".join(f"w{n % 100}" for n in range(270)), length=512)
+    return lens.load(module, tokenizer)
+
+
+def test_more_tokens_than_the_picture_holds_are_sent_as_tiles(patient):
+    panel = AttentionAtlas(patient, " ".join(f"w{n % 100}" for n in range(270)), length=512)
     assert panel.summary()["tokens"] == 270
     assert "weights" not in panel.chart.block
     assert panel.chart.detail["tiles"]["shape"] == [135, 135]
-    assert panel.chart.spec["note"] == ("the map shows the largest of 2 × 2 weights, the text the 8 strongest keys of each query")
+    assert panel.chart.spec["note"] == "the map shows the largest of 2 × 2 weights, the text the 8 strongest keys of each query"
+
+
+def test_beyond_512_tokens_only_the_chosen_head_has_a_spectrum(patient):
+    panel = AttentionAtlas(patient, " ".join(f"w{n % 100}" for n in range(520)), length=1024)
+    found = panel.summary()
+    assert (found["tokens"], found["measure"], found["effective_rank"]) == (520, "mean_entropy", None)
+    assert "effective_rank" not in panel.heads
+    assert panel.chart.detail["scree"]["values"]["shape"] == [3, 520]
+    assert panel.chart.spec["note"].endswith("beyond 512 tokens no spectra of all heads, only the chosen one's")
+    assert found["error"] is None
 
 
 def test_windows_and_learned_sinks_are_shown_as_the_model_has_them(tokenizer):
