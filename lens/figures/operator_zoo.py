@@ -31,6 +31,7 @@ SHOWN = {
 }
 """Measures that can be chosen, in short."""
 _LEAST = 1e-3  # singular value; below, curves end
+_FAINT = -0.005  # weight; from here to 0 the mark of a negative one would say too much
 _ROWS = 5  # operators whose cost is shown, the newest first
 
 
@@ -98,6 +99,7 @@ def operator_maps(zoo: xr.Dataset, chosen: str) -> dict[str, Any]:
 def _seen(one: xr.Dataset) -> np.ndarray:
     """Cells above the diagonal are blank, unless an operator puts weight there."""
     pattern = one.attention.to_numpy()
+    pattern = np.where((pattern < 0) & (pattern > _FAINT), 0.0, pattern)
     return pattern if float(one.unseen) > 0 else np.where(np.tri(len(pattern), dtype=bool), pattern, np.nan)
 
 
@@ -131,7 +133,7 @@ def _losses(tried: Mapping[str, xr.Dataset], name: str, own: float) -> dict[str,
     """What each adds to the loss, the newest at the top; an empty row where nothing has been run yet."""
     shown = [*tried.items()][::-1][:_ROWS]
     parts = [
-        series(scope, [round(float(found.loss.sel(scope=scope)) - own, 3) for _, found in shown] or [np.nan], colour=colour)
+        series(scope, [round(float(found.loss.sel(scope=scope)) - own, 2) for _, found in shown] or [np.nan], colour=colour)
         for scope, colour in (("this head", GREEN), ("this block", ORANGE), ("all blocks", BLUE))
     ]
     return bars(

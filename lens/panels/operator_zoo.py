@@ -12,6 +12,7 @@ import xarray as xr
 
 from lens.base.errors import InputError
 from lens.base.text import visible
+from lens.figures.head_lanes import signed
 from lens.figures.operator_zoo import MAPS, SHOWN, operator_maps, operator_measures_chart, operator_zoo_chart
 from lens.figures.page import widget_source
 from lens.models.attention_operators import OPERATORS
@@ -365,8 +366,8 @@ def _sentence(facts: Mapping[str, Any]) -> str:
     if label == "softmax":
         text += "."
     elif new["mean_entropy"] is None:
-        text += f"; {label} has {new['effective_rank']:.1f}, weights down to {new['least_weight']:.2f} and rows that sum to "
-        text += f"{new['row_sum_least']:.2f} to {new['row_sum_most']:.2f}.".replace("-", "−")
+        text += f"; {label} has {new['effective_rank']:.1f}, weights down to {signed(new['least_weight'])} and rows that sum to "
+        text += f"{new['row_sum_least']:.2f} to {new['row_sum_most']:.2f}."
     else:
         text += f"; {label} has {new['effective_rank']:.1f}, looks at {np.exp(new['mean_entropy']):.1f}, and puts "
         text += f"{100 * new['moved']:.0f} % of the attention elsewhere."
