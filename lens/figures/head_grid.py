@@ -245,15 +245,16 @@ VALUES = ("attention", "logit")
 
 
 def _map(detail: xr.Dataset, tokens: Sequence[str], values: str) -> dict[str, Any]:
-    """Queries run down: the map's rows, which count upward, are given in reverse."""
+    """Queries down, keys right; weights as their square roots, or those of a hundredth could not be told from none."""
     whole = detail[values].to_numpy()
     tile = -(-len(whole) // PICTURE)
     tiles = _tiled(whole, -(-len(whole) // tile))
     names = [visible(tokens[n], 12) if tile == 1 else str(n) for n in range(0, len(tokens), tile)]
-    ends = (0.0, 1.0) if values == "attention" else None
+    roots = values == "attention"
+    value_axis = axis("square root of attention", range=(0.0, 1.0)) if roots else axis("logit")
     title = f"largest of {tile} × {tile}" if tile > 1 else ""
     places = np.arange(len(tiles))
     return heat_map(
-        "cells", places, places, tiles[::-1], x_axis=axis("key", labels=names), y_axis=axis("query", labels=names[::-1]),
-        value_axis=axis(values, range=ends), signed=values == "logit", title=title,
+        "cells", places, places, np.sqrt(tiles) if roots else tiles, x_axis=axis("key", labels=names),
+        y_axis=axis("query", labels=names), value_axis=value_axis, signed=not roots, title=title, down=True,
     )  # fmt: skip
