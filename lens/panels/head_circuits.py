@@ -108,7 +108,8 @@ class HeadCircuits(ChartPanel):
     ):
         self._models: dict[str, Any] = {name: name for name in NAMED_MODELS} | {_name(model): model}
         self._known: _Weights | None = None
-        narrow, style = widgets.Layout(width="auto"), {"description_width": "auto"}
+        narrow, hidden = widgets.Layout(width="auto"), widgets.Layout(width="auto", display="none")
+        style = {"description_width": "auto"}
         box = widgets.Text(
             text, placeholder="A sentence to measure in; empty for repeated random tokens", continuous_update=False
         )
@@ -121,9 +122,9 @@ class HeadCircuits(ChartPanel):
             "measure": widgets.Dropdown(options=_options(MEASURES), description="map", style=style, layout=narrow),
             "circuit": widgets.Dropdown(options=_options(SCORES), description="circuit", style=style, layout=narrow),
             "picture": widgets.ToggleButtons(options=list(PICTURES), style={"button_width": "auto"}, layout=narrow),
-            "vector": widgets.Dropdown(options=_poles(), description="singular vector", style=style, layout=narrow),
+            "vector": widgets.Dropdown(options=_poles(), description="singular vector", style=style, layout=hidden),
             "offset": widgets.IntSlider(
-                description="distance", min=0, max=FARTHEST, style=style, layout=widgets.Layout(width="20em")
+                description="distance", min=0, max=FARTHEST, style=style, layout=widgets.Layout(width="20em", display="none")
             ),
         }
         view = {"block": block, "head": head, "measure": measure, "circuit": circuit, "picture": picture, "vector": vector,
