@@ -30,14 +30,21 @@ if TYPE_CHECKING:
     from lens.probes.attention_battery import attention_battery as attention_battery
     from lens.probes.attention_battery import battery_cost as battery_cost
     from lens.probes.attention_battery import head_detail as head_detail
+    from lens.probes.attention_claims import attention_claims as attention_claims
+    from lens.probes.attention_claims import attention_verdicts as attention_verdicts
     from lens.probes.attention_entropy import attention_entropy as attention_entropy
     from lens.probes.attention_growth import attention_growth as attention_growth
     from lens.probes.attention_spectrum import attention_spectrum as attention_spectrum
     from lens.probes.attention_what_if import attention_what_if as attention_what_if
+    from lens.probes.attention_what_if import what_if_verdicts as what_if_verdicts
     from lens.probes.band_entropy import band_entropy as band_entropy
     from lens.probes.cka import cka as cka
+    from lens.probes.collapse_claims import collapse_claims as collapse_claims
+    from lens.probes.collapse_claims import collapse_verdicts as collapse_verdicts
     from lens.probes.compare_lenses import compare_lenses as compare_lenses
     from lens.probes.copying_behaviour import copying_behaviour as copying_behaviour
+    from lens.probes.copying_claims import copying_claims as copying_claims
+    from lens.probes.copying_claims import copying_verdicts as copying_verdicts
     from lens.probes.early_exit import early_exit as early_exit
     from lens.probes.kept import shipped_tuned_lens as shipped_tuned_lens
     from lens.probes.kept import shortcuts_for as shortcuts_for
@@ -53,6 +60,7 @@ if TYPE_CHECKING:
     from lens.probes.logit_lens import logit_lens as logit_lens
     from lens.probes.low_pass import low_pass as low_pass
     from lens.probes.low_rank_attention import low_rank_attention as low_rank_attention
+    from lens.probes.low_rank_attention import low_rank_verdicts as low_rank_verdicts
     from lens.probes.offset_profile import offset_profile as offset_profile
     from lens.probes.operator_zoo import operator_zoo as operator_zoo
     from lens.probes.ov_circuit import ov_circuit as ov_circuit
@@ -151,6 +159,14 @@ _PUBLIC = {
     "operator_zoo": "lens.probes.operator_zoo:operator_zoo",
     "attention_what_if": "lens.probes.attention_what_if:attention_what_if",
     "low_rank_attention": "lens.probes.low_rank_attention:low_rank_attention",
+    "attention_claims": "lens.probes.attention_claims:attention_claims",
+    "attention_verdicts": "lens.probes.attention_claims:attention_verdicts",
+    "collapse_claims": "lens.probes.collapse_claims:collapse_claims",
+    "collapse_verdicts": "lens.probes.collapse_claims:collapse_verdicts",
+    "copying_claims": "lens.probes.copying_claims:copying_claims",
+    "copying_verdicts": "lens.probes.copying_claims:copying_verdicts",
+    "low_rank_verdicts": "lens.probes.low_rank_attention:low_rank_verdicts",
+    "what_if_verdicts": "lens.probes.attention_what_if:what_if_verdicts",
     "head_weights": "lens.models.head_weights:head_weights",
     "lane_usage": "lens.probes.lanes:lane_usage",
     "lane_logits": "lens.probes.lanes:lane_logits",

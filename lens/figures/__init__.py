@@ -6,17 +6,22 @@ import importlib
 from typing import Any
 
 _MODULES = (
+    "attention_claims",
     "chart",
     "chart_page",
     "commuting",
     "early_exit",
     "export",
+    "head_circuits",
+    "head_grid",
     "head_lanes",
     "lane_claims",
     "layer_linearity",
     "linear_shortcuts",
     "logit_lens",
+    "operator_zoo",
     "page",
+    "rank_collapse",
     "rope_base",
     "rope_bounds",
     "rope_explorer",

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lens.panels.attention_atlas import AttentionAtlas as AttentionAtlas
     from lens.panels.commuting import CommutingRotations as CommutingRotations
+    from lens.panels.depth_collapse import DepthCollapse as DepthCollapse
     from lens.panels.early_exit import EarlyExit as EarlyExit
+    from lens.panels.head_circuits import HeadCircuits as HeadCircuits
     from lens.panels.head_lanes import HeadLanes as HeadLanes
     from lens.panels.layer_linearity import LayerLinearity as LayerLinearity
     from lens.panels.linear_shortcuts import LinearShortcuts as LinearShortcuts
@@ -35,6 +37,8 @@ _PUBLIC = {
     "CommutingRotations": "commuting",
     "AttentionAtlas": "attention_atlas",
     "OperatorZoo": "operator_zoo",
+    "HeadCircuits": "head_circuits",
+    "DepthCollapse": "depth_collapse",
 }
 
 
