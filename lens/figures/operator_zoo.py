@@ -79,7 +79,7 @@ def operator_measures_chart(zoo: xr.Dataset, chosen: xr.Dataset, measure: str) -
 
 
 def operator_maps(zoo: xr.Dataset, chosen: str) -> dict[str, Any]:
-    """A small map of each operator's pattern, the title of the chosen one marked.
+    """A small map of each operator's pattern, queries downward, the title of the chosen one marked.
 
     What the mask hides is blank; weights outside 0 to 1 have the colour of that end (the large map marks them).
     """
@@ -88,7 +88,7 @@ def operator_maps(zoo: xr.Dataset, chosen: str) -> dict[str, Any]:
         {
             **heat_map(
                 f"{MAPS}{name}", places, places, _seen(zoo.sel(operator=name)).clip(0, 1), x_axis="key", y_axis="query",
-                value_axis=axis("attention", range=(0.0, 1.0)), title=f"▸ {name}" if name == chosen else str(name),
+                value_axis=axis("attention", range=(0.0, 1.0)), title=f"▸ {name}" if name == chosen else str(name), down=True,
             ),
             "square": True,
         }
@@ -108,7 +108,7 @@ def _pattern(one: xr.Dataset, name: str, tokens: Sequence[str]) -> dict[str, Any
     places = one["query"].to_numpy()
     return heat_map(
         "cells", places, places, _seen(one), x_axis=axis("key", labels=names), y_axis=axis("query", labels=names),
-        value_axis=axis("attention", range=(0.0, 1.0)), title=name,
+        value_axis=axis("attention", range=(0.0, 1.0)), title=name, down=True,
     )  # fmt: skip
 
 
