@@ -298,13 +298,14 @@ def _entropies(head: Head) -> dict[str, float]:
 
 def _shares(head: Head) -> dict[str, float]:
     size = len(head.weights)
-    near = np.tril(np.triu(head.weights, 1 - NEAR)).sum(-1)[NEAR - head.first :]
+    enough = NEAR - head.first  # the first of the queries that are left which could look farther
+    near = sum(float(np.diagonal(head.weights, -back)[enough - back :].sum()) for back in range(NEAR))
     diagonal = np.sort(np.diagonal(head.weights))
     return {
         "first_token": float(head.pattern[1:, 0].mean()),
         "previous_token": previous_token_score(head.weights),
         "self_attention": diagonal_score(head.weights),
-        "near": float(near.mean()) if near.size else np.nan,
+        "near": near / (size - enough) if size > enough else np.nan,
         "gap": float(1 - diagonal[-2]) if size > 1 else np.nan,
         "lacking": float(attention_entropy.lacking_of(torch.from_numpy(head.pattern)).mean()),
     }

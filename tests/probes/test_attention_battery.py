@@ -149,6 +149,11 @@ def test_diagonal_scores_are_the_known_ones(states):
     pattern = states[2].pattern(1)
     assert float(found.previous_token[2, 1]) == pytest.approx(previous_token_score(pattern))
     assert float(found.self_attention[2, 1]) == pytest.approx(diagonal_score(pattern))
+    for drop_sink in (False, True):
+        near = attention_battery(states, drop_sink=drop_sink, measures=["near"]).near[2, 1]
+        left = pattern[1:, 1:] / pattern[1:, 1:].sum(-1, keepdims=True) if drop_sink else pattern
+        rows = [left[query, max(0, query - 7) : query + 1].sum() for query in range(8 - drop_sink, len(left))]
+        assert float(near) == pytest.approx(np.mean(rows))
 
 
 def test_no_square_of_all_heads_is_held():
