@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import lgamma, log
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def test_slopes_and_intervals_are_those_of_scipy():
     x = np.log([16.0, 32, 64, 128, 256])
     values = 0.7 * x[None, :, None, None] + 0.1 * rng.standard_normal((2, 5, 3, 4))
     slope, low, high = growth_of(x, values)
-    expected = scipy.stats.linregress(x, values[1, :, 2, 3])
+    expected: Any = scipy.stats.linregress(x, values[1, :, 2, 3])
     assert slope[1, 2, 3] == pytest.approx(expected.slope)
     assert high[1, 2, 3] - slope[1, 2, 3] == pytest.approx(scipy.stats.t.ppf(0.975, 3) * expected.stderr)
     assert slope[1, 2, 3] - low[1, 2, 3] == pytest.approx(scipy.stats.t.ppf(0.975, 3) * expected.stderr)
@@ -46,7 +47,7 @@ def test_what_is_missing_is_left_out():
 
 def test_uniform_attention_dilutes(tokenizer):
     """Queries of hardly any length see all keys alike."""
-    module = build("gpt2")
+    module: Any = build("gpt2")
     with torch.no_grad():
         for parameter in module.transformer.h[0].attn.c_attn.parameters():
             parameter[..., :32] *= 1e-6
