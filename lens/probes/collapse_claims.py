@@ -13,7 +13,7 @@ from lens.corpora import Document
 from lens.models.head_weights import HeadWeights, head_weights
 from lens.models.model import Model
 from lens.probes.dataset import exact
-from lens.probes.low_pass import attention_response, low_pass
+from lens.probes.low_pass import attention_factors, attention_response, low_pass
 from lens.probes.rank_collapse import attention_path, collapse_measures, rank_collapse
 from lens.probes.token_spectrum import token_spectrum
 from lens.probes.verdict import document_interval, verdict
@@ -22,7 +22,6 @@ DONG, WANG = "Dong et al., arXiv 2103.03404", "Wang et al., arXiv 2203.05962"
 WU, OURS = "Wu et al., arXiv 2405.18781", "ours, from no paper"
 SOURCE = f"{DONG}, sections 2 and 4; {WANG}, section 2; {WU}, section 4"
 COLLAPSED = 0.01  # ρ from which states count as collapsed: two decades
-ROUNDING = 1e-6  # ρ that float32 states have where they should have none
 _SEEN = (1e-5, 0.5)  # ρ between which a rate is read: below, float32 states hold little but rounding
 
 
@@ -43,11 +42,12 @@ def collapse_claims(
 
         - what `rank_collapse` gives, and `path_residual_ratio[document, layer]`, ρ of `attention_path` without the first token;
         - `first_token_size[document, layer]`: norm of the first token's state over the median of the others';
-        - `change[document, stage, block]`, as in `low_pass`;
+        - `change[document, stage, block]`, as in `low_pass`, and `factor_change[document, factor, block]`, as in
+          `attention_factors`;
         - `response[document, block, frequency]`, as in `attention_response`, mean over heads;
         - `band_share`, `neuron_share` `[document, layer, band]`, as in `token_spectrum`.
 
-    Cost: seven passes a document. Memory: the patterns of one document, and the matrices of all heads.
+    Cost: nine passes a document. Memory: the patterns of one document, and the matrices of all heads.
 
     Raises:
         InputError: fewer than two documents that are long enough. UnsupportedModelError: see the probes.
@@ -76,6 +76,7 @@ def _document(model: Model, ids: Sequence[int], weights: Sequence[HeadWeights], 
                 ),
             ),
             low_pass(model, ids, check=check),
+            attention_factors(model, ids, weights, check=check),
             response[["response"]].mean("head", keep_attrs=True),
             spectrum[["band_share", "neuron_share", "white_share"]],
         ],
@@ -121,8 +122,8 @@ def ratios(claims: xr.Dataset, variant: str) -> np.ndarray:
 
 
 def decades(found: np.ndarray) -> float:
-    """Powers of ten between ρ of the embedding and ρ of the last layer; what lies below `ROUNDING` counts as that."""
-    return float(np.log10(found[0] / max(found[-1], ROUNDING)))
+    """Powers of ten between ρ of the embedding and ρ of the last layer; below 1e-5 there is little but rounding."""
+    return float(np.log10(found[0] / max(found[-1], _SEEN[0])))
 
 
 def collapse_depth(found: np.ndarray) -> float:
@@ -166,15 +167,15 @@ def slow_share(claims: xr.Dataset, third: int) -> float:
 
 
 _CLAIMS: tuple[tuple[str, str, str, float, Callable[[xr.Dataset], float]], ...] = (
-    ("Attention alone, without skips and MLPs, loses rank", DONG, "decades of ρ lost through depth; 6 can be seen", 2.0,
+    ("Attention alone, without skips and MLPs, loses rank", DONG, "decades of ρ lost through depth; 5 can be seen", 2.0,
      lambda claims: decades(ratios(claims, "neither"))),
     ("It does so doubly exponentially, at a cubic rate", DONG, "growth of −ln ρ a layer; 3 if cubic, half-way 2", 2.0,
      lambda claims: growth(ratios(claims, "neither"))),
     ("With a causal mask it does so at least exponentially", WU, "fewest decades of ρ lost over any ten layers", 0.0,
      lambda claims: slowest_fall(ratios(claims, "neither"))),
-    ("The same patterns and matrices without norms lose rank too", DONG, "decades of ρ lost through depth; 6 can be seen", 2.0,
+    ("The same patterns and matrices without norms lose rank too", DONG, "decades of ρ lost through depth; 5 can be seen", 2.0,
      lambda claims: decades(claims.path_residual_ratio.to_numpy())),
-    ("Without skips, MLPs alone do not stop the collapse", DONG, "decades of ρ lost through depth; 6 can be seen", 2.0,
+    ("Without skips, MLPs alone do not stop the collapse", DONG, "decades of ρ lost through depth; 5 can be seen", 2.0,
      lambda claims: decades(ratios(claims, "no_skips"))),
     ("MLPs slow the collapse", DONG, "layers until ρ stays under 0.01: more with MLPs by", 0.0,
      lambda claims: collapse_depth(ratios(claims, "no_skips")) - collapse_depth(ratios(claims, "neither"))),
@@ -184,6 +185,8 @@ _CLAIMS: tuple[tuple[str, str, str, float, Callable[[xr.Dataset], float]], ...] 
      lambda claims: float(ratios(claims, "whole")[-1])),
     ("Attention patterns pass slow waves rather than fast ones", WANG, "slowest quarter of frequencies over fastest", 1.0,
      slow_over_fast),
+    ("Attention patterns by themselves make states smoother", WANG, "fall of ln(‖HC‖/‖DC‖), mean over heads (nats)", 0.0,
+     lambda claims: -float(claims.factor_change.sel(factor="patterns").mean())),
     ("What attention gives is smoother than what it takes", WANG, "fall of ln(‖HC‖/‖DC‖), mean over blocks (nats)", 0.0,
      lambda claims: -float(claims.change.sel(stage="attention").mean())),
     ("MLPs bring differences back", WANG, "rise of ln(‖HC‖/‖DC‖), mean over blocks (nats)", 0.0,

@@ -13,14 +13,16 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from lens.base.errors import InputError
+from lens.models.head_weights import HeadWeights
 from lens.models.model import Model, evaluation_mode
 from lens.models.run import Run, block_states
 from lens.probes.dataset import exact, texts, variable
 from lens.probes.patterns import read_patterns
-from lens.probes.rank_collapse import collapse_measures
+from lens.probes.rank_collapse import high_to_low
 
 SOURCE = "Wang et al., arXiv 2203.05962, section 2 (high and low frequencies, self-attention as a low-pass filter)"
 STAGES = ("attention", "mlp", "block")
+FACTORS = ("patterns", "matrices")
 
 
 def attention_response(patterns: Run | Tensor | np.ndarray) -> xr.Dataset:
@@ -87,7 +89,7 @@ def low_pass(model: Model, text: str | Sequence[Any] | Tensor, *, check: Callabl
         raise InputError(f"{len(ids)} tokens", "three or more, so that two are left without the first", "a longer text")
     with model.lock.hold(f"running {model.name}"), evaluation_mode(model.module):
         found = block_states(model.module, model.anatomy, torch.tensor([ids]), ("residual", "attention", "mlp"), check)
-    levels = {part: collapse_measures(states[:, 0, 1:])["high_to_low"] for part, states in found.items()}
+    levels = {part: high_to_low(states[:, 0, 1:]) for part, states in found.items()}
     count = model.n_layers
     changes = [levels[part][count:] - levels[part][:count] for part in STAGES[:2]]
     changes.append(np.diff(levels["residual"]))
@@ -99,3 +101,57 @@ def low_pass(model: Model, text: str | Sequence[Any] | Tensor, *, check: Callabl
         },
         {"source": SOURCE, "probe": "low_pass", "tokens": len(ids), **model.provenance()},
     )
+
+
+def attention_factors(
+    model: Model,
+    text: str | Sequence[Any] | Tensor,
+    weights: Sequence[HeadWeights],
+    *,
+    check: Callable[[], None] | None = None,
+) -> xr.Dataset:
+    """What the two factors of attention do to ln(‖HC‖/‖DC‖), each by itself: patterns mix positions, matrices map states.
+
+    Args:
+        model: whose blocks have attention of their own.
+        text: a text or token ids; three tokens or more. The first token is mixed in, and left out of all numbers.
+        weights: of all blocks, from `lens.models.head_weights.head_weights`.
+        check: called before every block; raising from it stops the passes.
+
+    Returns:
+        Dataset over `factor` and `block`: `factor_change`, in nats, against what enters the attention module:
+
+        - `patterns`: A X, mean over heads;
+        - `matrices`: Σ X W_V W_O over heads, as if every token attended to itself alone; without biases.
+
+    Cost: two passes, and a product of patterns and states for each head. Memory: the patterns, and the inputs of attention.
+
+    Raises:
+        InputError: fewer than three tokens, or weights of other blocks. UnsupportedModelError, AnatomyError: see `low_pass`.
+    """
+    ids = model.encode(text)
+    if len(ids) < 3 or [one.block for one in weights] != list(range(model.n_layers)):
+        found = f"{len(ids)} tokens and weights of {len(weights)} blocks"
+        raise InputError(found, f"three tokens or more, and all {model.n_layers} blocks in order", "head_weights(model)")
+    with model.lock.hold(f"running {model.name}"), evaluation_mode(model.module):
+        patterns = model.run(ids, attention=True, logits=False, check=check).attention
+        inputs = block_states(model.module, model.anatomy, torch.tensor([ids]), ("attention",), check)["attention"][:, 0]
+    assert patterns is not None  # asked for
+    changes = [_factors(*one) for one in zip(inputs, patterns, weights, strict=False)]  # the first half of them are inputs
+    return xr.Dataset(
+        {"factor_change": exact(("factor", "block"), np.array(changes).T, "change of ln(‖HC‖/‖DC‖)", "nats")},
+        {
+            "factor": texts(("factor",), FACTORS, "factor of attention"),
+            "block": variable(("block",), np.arange(model.n_layers), "block"),
+        },
+        {"source": SOURCE, "probe": "attention_factors", "tokens": len(ids), **model.provenance()},
+    )
+
+
+def _factors(states: Tensor, patterns: Tensor, weights: HeadWeights) -> tuple[float, float]:
+    taken = states.detach().to("cpu", torch.float64)
+    mixed = patterns.detach().to("cpu", torch.float64) @ taken
+    maps = [torch.tensor(weights.value[weights.kv_head_of(head)] @ output) for head, output in enumerate(weights.output)]
+    mapped = taken @ torch.stack(maps).sum(0)
+    entering, left, *heads = high_to_low(torch.stack([taken, mapped, *mixed])[:, 1:])
+    return float(np.mean(heads) - entering), float(left - entering)

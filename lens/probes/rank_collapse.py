@@ -145,15 +145,23 @@ def _measures(states: Float64[Tensor, "position d"]) -> dict[str, float]:
     apart = states - mean
     positions = len(states)
     unit = torch.nn.functional.normalize(states, dim=-1)
-    high, low = float(apart.norm()), float(mean.norm()) * positions**0.5
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
-            "residual_ratio": float(np.float64(high) / float(states.norm())),
+            "residual_ratio": float(np.float64(float(apart.norm())) / float(states.norm())),
             "mean_cosine": (float(unit.sum(0).square().sum()) - positions) / (positions * (positions - 1)),
             "effective_rank": effective_rank(apart),
             "composite_ratio": float(np.float64(_composite(apart)) / _composite(states)),
-            "high_to_low": float(np.log(np.float64(high) / low)),
+            "high_to_low": float(high_to_low(states)),
         }
+
+
+def high_to_low(states: Float[Tensor, "*rows position d"]) -> Float64[np.ndarray, "*rows"]:
+    """ln(‖HC‖/‖DC‖) in nats, what differs between positions over what is common, in float64."""
+    values = states.detach().to("cpu", torch.float64)
+    mean = values.mean(-2, keepdim=True)
+    high, low = (values - mean).norm(dim=(-2, -1)).numpy(), mean.norm(dim=(-2, -1)).numpy() * values.shape[-2] ** 0.5
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(high / low))
 
 
 def _composite(states: Float64[Tensor, "position d"]) -> float:

@@ -55,7 +55,7 @@ def test_rates_are_read_above_rounding_only():
 
 def test_depth_and_decades():
     assert decades(ratios(planted(neither=[0.5, 0.05, 0.0005]), "neither")) == pytest.approx(3)
-    assert decades(np.array([1.0, 1e-9])) == pytest.approx(6)
+    assert decades(np.array([1.0, 1e-9])) == pytest.approx(5)
     assert collapse_depth(np.array([0.9, 0.005, 0.02, 0.001, 0.001])) == 3
     assert collapse_depth(np.array([0.9, 0.5])) == 2
     assert collapse_depth(np.array([0.001, 0.001])) == 0
@@ -92,6 +92,7 @@ def test_every_document_is_measured_as_its_probes_do(found):
     assert claims.response.dims == ("document", "block", "frequency")
     assert claims.response.isel(frequency=0).to_numpy() == pytest.approx(1, abs=1e-5)
     assert claims.change.dims == ("document", "stage", "block")
+    assert claims.factor_change.dims == ("document", "factor", "block")
     assert list(claims.variant.to_numpy()) == list(VARIANTS)
     states = model.run(model.encode_bare(DOCUMENTS[1].text)[:12]).residual.double().norm(dim=-1).numpy()
     assert claims.first_token_size[1].to_numpy() == pytest.approx(states[:, 0] / np.median(states[:, 1:], axis=1))
@@ -100,7 +101,7 @@ def test_every_document_is_measured_as_its_probes_do(found):
 def test_every_claim_has_a_number_an_interval_and_a_word(found, tmp_path):
     _, claims = found
     rows = collapse_verdicts(claims)
-    assert len({row["claim"] for row in rows}) == len(rows) == 13
+    assert len({row["claim"] for row in rows}) == len(rows) == 14
     for row in rows:
         assert row["verdict"] in ("holds", "fails", "open", "untested")
         assert row["verdict"] == "untested" or row["low"] <= row["value"] <= row["high"]

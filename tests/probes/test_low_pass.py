@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from lens.base.errors import InputError
+from lens.models.head_weights import head_weights
 from lens.models.model import Model
 from lens.models.run import block_states
-from lens.probes.low_pass import STAGES, attention_response, cosine_waves, low_pass
+from lens.probes.low_pass import STAGES, attention_factors, attention_response, cosine_waves, low_pass
 from lens.probes.rank_collapse import collapse_measures
 from tests.models.families import build
 
@@ -61,6 +64,27 @@ def test_parts_are_compared_with_what_enters_them_and_blocks_with_the_stream(fam
     stream = collapse_measures(states["residual"][:, 0, 1:])["high_to_low"]
     assert found.change.sel(stage="block").to_numpy() == pytest.approx(np.diff(stream))
     assert found.attrs["model"] == model.name
+
+
+def test_the_factors_of_attention_are_measured_one_without_the_other():
+    """By hand for block 1: its patterns on what it takes, and its values and outputs on the same."""
+    model, ids = Model(build("llama")), list(range(3, 19))
+    found = attention_factors(model, ids, head_weights(model)).factor_change.sel(block=1)
+    taken = block_states(model.module, model.anatomy, torch.tensor([ids]), ("attention",))["attention"][1, 0]
+    patterns = model.run(ids, attention=True).attention
+    attention: Any = model.anatomy.blocks[1].module
+    assert patterns is not None
+    value, output = attention.self_attn.v_proj.weight.T, attention.self_attn.o_proj.weight.T
+    values = (taken @ value).unflatten(-1, (2, 8)).repeat_interleave(2, dim=1).flatten(1)
+
+    def level(states: torch.Tensor) -> float:
+        return float(collapse_measures(states[None, 1:])["high_to_low"][0])
+
+    mixed = np.mean([level(pattern @ taken) for pattern in patterns[1]])
+    assert float(found.sel(factor="patterns")) == pytest.approx(mixed - level(taken), abs=1e-5)
+    assert float(found.sel(factor="matrices")) == pytest.approx(level(values @ output) - level(taken), abs=1e-5)
+    with pytest.raises(InputError, match="weights of 2 blocks"):
+        attention_factors(model, ids, head_weights(model, [0, 1]))
 
 
 def test_short_texts_are_refused():
