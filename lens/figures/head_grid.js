@@ -8,7 +8,7 @@
  */
 
 const DEFAULTS = {
-  spec: {}, block: {}, detail: {}, measure: "", values: "attention", direction: "to", selected: {}, pinned: false, busy: {},
+  spec: {}, block: {}, detail: {}, details: [], measure: "", values: "attention", direction: "to", selected: {}, pinned: false, busy: {},
 };
 const CONTROLS = [
   { name: "values", label: "Map", options: [["attention", "attention"], ["logit", "logits"]] },
@@ -98,7 +98,9 @@ class HeadGrid extends View {
     this.measures.addEventListener("change", () => this.set("measure", this.measures.value));
     const groups = CONTROLS.map((control) => this.buildGroup(control));
     this.note = piece("span.note");
-    this.toolbar = piece("div.toolbar", {}, piece("label.group", {}, "Colour heads by", this.measures), ...groups, this.note);
+    this.absent = piece("span.note", { role: "status" });
+    this.toolbar = piece("div.toolbar", {}, piece("label.group", {}, "Colour heads by", this.measures), ...groups, this.note,
+      this.absent);
   }
 
   /** A segmented control of native radio buttons: arrow keys, form semantics and focus are the browser's own. */
@@ -174,21 +176,28 @@ class HeadGrid extends View {
     this.text.reveal(this.text.chosen);
   }
 
+  /** What only one head has: of the chosen one in a notebook, of all heads of the block in a page without a kernel. */
+  detailOf(head, block) {
+    return [this.get("detail"), ...this.get("details")].find((one) => one.block === block && one.head === head) ?? null;
+  }
+
   /** Draws what is here of the chosen head; what is not keeps the old picture, dimmed. */
   showHead() {
     if (!this.data) return;
     const [head, block] = this.chosen();
-    const [all, detail] = [this.get("block"), this.get("detail")];
-    const has = detail.block === block && detail.head === head;
-    const found = this.read(head, block, all, has ? detail : null);
-    this.waiting = !has || !found;
-    this.root.classList.toggle("lens-heads-waiting", this.waiting);
+    const all = this.get("block");
+    const detail = this.detailOf(head, block);
+    const found = this.read(head, block, all, detail);
+    this.root.classList.toggle("lens-heads-waiting", !found);
+    this.scree.element.classList.toggle("lens-heads-old", !detail);
+    const offline = this.get("details").length > 0;
+    say(this.absent, offline && !found ? `This page holds the heads of block ${all.block} only.` : "");
     if (found && found !== this.shown) {
       this.shown = found;
       this.pattern.update(found);
-      this.text.show();
-    } else if (found) this.text.show();
-    if (has) this.showScree(detail);
+    }
+    if (found) this.text.show();
+    if (detail) this.showScree(detail);
     this.thumbs.update(all);
   }
 
@@ -250,7 +259,7 @@ class HeadGrid extends View {
 
 const render = rendering(HeadGrid);
 
-/** Shows an atlas in a page without a kernel: the heads of one block. Returns a function that takes it away again. */
+/** Shows an atlas in a page without a kernel, with `details` of one block. Returns a function that takes it away again. */
 export const mount = (el, state) => render({ model: plainModel({ ...state }), el });
 
 export default { render };

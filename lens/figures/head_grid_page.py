@@ -22,8 +22,8 @@ def head_grid_page(state: Mapping[str, Any], *, title: str, says: str, source: s
     """The atlas as an HTML page that needs no kernel and no network: all heads by all measures, the heads of one block.
 
     Args:
-        state: traits of the widget: `spec`, `block`, `detail`, `selected` and what else is to be seen at first. Heads whose
-            scree plot is not in `detail` show their pattern and text alone.
+        state: traits of the widget: `spec`, `block`, `detail`, `selected` and what else is to be seen at first, and `details`, a
+            list with the detail of each head that the reader can choose.
         title: of the page.
         says: one line above the picture.
         source: one line below it: model, versions.

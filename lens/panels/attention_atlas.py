@@ -41,7 +41,7 @@ FEWEST = 4  # tokens of a text, of which the first may be left out
 DIRECTIONS = ("to", "by")
 _SPECTRAL = {*RANKS, "largest_singular_value", "leading_share", "contraction"}  # of all heads, too slow for long texts
 _SAID = ("effective_rank", "first_token", "previous_token", "self_attention")
-_KEPT_HEADS = 24  # whose details are kept; walking back is then free
+_KEPT_HEADS = 64  # whose details are kept; walking back is then free
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,8 @@ class AttentionAtlas(ChartPanel):
         if suffix in (".csv", ".nc"):
             return export_table(result.heads, path, list(_measures(result.heads)), ["block", "head"])
         if suffix == ".html":
-            state = {**self._spec(result, view), "selected": self._selection(view), **_look(view)}
+            details = [result.sent(view["block"], head) for head in range(result.size[0])]  # there is no kernel to ask for them
+            state = {**self._spec(result, view), "details": details, "selected": self._selection(view), **_look(view)}
             source = " · ".join(f"{name} {value}" for name, value in result.model.provenance().items())
             title = f"{result.model.name}: attention"
             return write(path, head_grid_page(state, title=title, says=self._facts(result, view)["says"], source=source))
