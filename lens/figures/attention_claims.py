@@ -23,7 +23,7 @@ def attention_claims_chart(claims: xr.Dataset) -> dict[str, Any]:
     Returns:
         A chart of two plots, one dot for each head: `concentration` (entropy of rows over that of uniform attention, against
         that of the mean over queries over ln tokens: below and left, all queries look at the same; below and right, each has
-        its own) and `entropy` (measured against predicted, the first token left out).
+        its own) and `entropy` (measured against predicted, the first token left out; a prediction below 0 stands at 0).
     """
     mean = claims.mean("document", keep_attrs=True)
     return chart([_concentration(mean), _entropy(mean)])
@@ -65,24 +65,25 @@ def attention_growth_chart(growth: xr.Dataset) -> dict[str, Any]:
 def _concentration(mean: xr.Dataset) -> dict[str, Any]:
     keys = mean.key_entropy / np.log(mean.attrs["tokens"])
     dots = _dots(mean, mean.normalised_entropy, keys)
-    sharpest = sorted(dots, key=lambda dot: dot["x"])[:NAMED]
+    unbiased = sorted(dots, key=lambda dot: dot["x"] - dot["y"])[:NAMED]
     return scatter(
         "concentration", dots, x_axis=axis("entropy of a query's attention, share of the most", range=(0.0, 1.0)),
         y_axis=axis("entropy of the mean over queries, share of the most", range=(0.0, 1.0)),
-        rules=[rule(0.5, "half", on="x"), rule(0.5, "half")], named=[dot["label"] for dot in sharpest],
+        rules=[rule(0.5, "half, queries", on="x"), rule(0.5, "half, their mean")], named=[dot["label"] for dot in unbiased],
         title="heads, as block.head",
     )  # fmt: skip
 
 
 def _entropy(mean: xr.Dataset) -> dict[str, Any]:
-    predicted = mean.rest_predicted_entropy
-    measured = predicted + mean.rest_entropy_gap
-    dots = _dots(mean, predicted, measured)
+    measured = mean.rest_predicted_entropy + mean.rest_entropy_gap
+    dots = _dots(mean, mean.rest_predicted_entropy.clip(min=0), measured)
     farthest = sorted(dots, key=lambda dot: -abs(dot["y"] - dot["x"]))[:NAMED]
-    ends = [float(min(dot["x"] for dot in dots)), float(max(dot["x"] for dot in dots))]
+    end = float(np.ceil(max(max(dot["x"], dot["y"]) for dot in dots)))
     return scatter(
-        "entropy", dots, {"if logits were normal": (ends, ends)}, x_axis=axis("predicted from the variance", "nats"),
-        y_axis=axis("measured", "nats"), named=[dot["label"] for dot in farthest], title="entropy, the first token apart",
+        "entropy", dots, {"if logits were normal": ([0.0, end], [0.0, end])},
+        x_axis=axis("predicted from the variance, or 0", "nats", range=(0.0, end)),
+        y_axis=axis("measured", "nats", range=(0.0, end)), named=[dot["label"] for dot in farthest],
+        title="entropy, the first token apart",
     )  # fmt: skip
 
 
@@ -97,4 +98,4 @@ def _dots(mean: xr.Dataset, x: xr.DataArray, y: xr.DataArray) -> list[dict[str, 
 
 
 def _part(row: int, count: int) -> str:
-    return ("first third of the blocks", "second third", "last third")[row * 3 // count]
+    return ("early blocks", "middle blocks", "late blocks")[row * 3 // count]

@@ -18,7 +18,7 @@ def claims() -> xr.Dataset:
     values = np.linspace(0.1, 0.9, 24).reshape(2, 6, 2)
     names = ("normalised_entropy", "key_entropy", "rest_predicted_entropy")
     gap = np.zeros((2, 6, 2))
-    gap[:, 4, 1] = -3.0
+    gap[:, 4, 1] = 0.4
     return xr.Dataset(
         {**dict.fromkeys(names, (DIMS, values)), "rest_entropy_gap": (DIMS, gap)},
         {"block": [0, 2, 4, 6, 8, 10], "head": [0, 1]},
@@ -35,16 +35,20 @@ def test_every_head_is_a_dot_in_its_quadrant(claims):
     assert last["x"] == pytest.approx(float(mean.normalised_entropy[5, 1]), rel=1e-3)
     assert last["y"] == pytest.approx(float(mean.key_entropy[5, 1]) / np.log(100), rel=1e-3)
     assert [line["value"] for line in plot["rules"]] == [0.5, 0.5]
-    assert plot["named"][0] == "0.0"
+    assert plot["named"][0] == "0.0"  # of these, the least biased
+    assert [group["name"] for group in plot["groups"]] == ["early blocks", "middle blocks", "late blocks"]
 
 
 def test_the_farthest_from_the_prediction_is_named(claims):
+    claims["rest_predicted_entropy"][:, 0, 0] = -5.0
+    claims["rest_entropy_gap"][:, 0, 0] = 5.2
     plot = attention_claims_chart(claims)["plots"][1]
     assert plot["named"][0] == "8.1"
     (line,) = plot["curves"]
-    assert line["x"] == pytest.approx(line["y"], rel=1e-4)
-    strange = next(dot for dot in plot["dots"] if dot["label"] == "8.1")
-    assert strange["y"] - strange["x"] == pytest.approx(-3, abs=1e-3)
+    assert line["x"] == line["y"] == [0, 2]
+    dots = {dot["label"]: (dot["x"], dot["y"]) for dot in plot["dots"]}
+    assert dots["0.0"] == pytest.approx((0, 0.2))
+    assert dots["8.1"][1] - dots["8.1"][0] == pytest.approx(0.4, abs=1e-3)
     json.dumps(plot, allow_nan=False)
 
 
