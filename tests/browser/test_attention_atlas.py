@@ -229,9 +229,7 @@ def test_a_page_without_a_kernel_holds_all_heads_of_its_block_and_says_so(show):
     shown.head(1, 0).focus()
     shown.press("End")
     expect(shown.title).to_have_text("block 1, head 3")
-    expect(scree.locator("[role=option]").first).to_have_attribute(
-        "aria-label", "rank 1: this head 2.45, uniform 2.45, identity 1"
-    )
+    expect(largest).to_have_attribute("aria-label", "rank 1: this head 2.45, uniform 2.45, identity 1")
     shown.press("ArrowUp")
     expect(absent).to_have_text("This page holds the heads of block 1 only.")
     expect(shown.title).to_have_text("block 1, head 3")
@@ -368,8 +366,7 @@ def test_hostile_tokens_are_shown_and_not_obeyed(show):
     shown = show(tokens=["<img src=x onerror=alert(1)>", *HOSTILE, "\u05d0\u05d1", "\u202eabc"])
     dialogs = []
     shown.page.on("dialog", lambda dialog: dialogs.append(dialog.message))
-    for place in range(len(HOSTILE) + 3):
-        shown.tokens.nth(place).hover()
+    shown.page.evaluate(MOVES)  # points at each token
     assert dialogs == []
     assert shown.page.locator(".lens-heads img, .lens-heads b, .lens-heads script").count() == 0
     assert shown.page.title() != "pwned"
