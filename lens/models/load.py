@@ -62,7 +62,7 @@ def load(
     """
     if isinstance(source, nn.Module):
         return Model(source, tokenizer, anatomy=anatomy, name=str(getattr(source, "name_or_path", "") or ""))
-    place, number = _device(device), _dtype(dtype)
+    place, number = require_device(device), _dtype(dtype)
     key = (_identity(str(source)), revision, str(place), number, repr(device_map), repr(anatomy), id(tokenizer))
     known = _OPEN.get(key)
     if known is not None:
@@ -88,7 +88,12 @@ def _identity(source: str) -> tuple[Any, ...]:
     return (str(path.resolve()), *((file.name, file.stat().st_mtime_ns) for file in files))
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def require_device(device: str | torch.device | None) -> torch.device:
+    """The device that was asked for, by default the machine's best, after it has computed something.
+
+    Raises:
+        DeviceError: no such device, or one that does not answer.
+    """
     available = torch.cuda.is_available()
     try:
         chosen = torch.device(device if device is not None else default_device())

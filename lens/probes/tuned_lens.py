@@ -264,7 +264,7 @@ def fit_tuned_lens(
         "start_hash": digest_of(dict(module.named_parameters())),
         "recipe": recipe.name,
     }
-    asked = {"recipe": asdict(recipe), "source": source}
+    asked = {"recipe": recipe.facts(), "source": source}
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "tuned-lenses" / f"{corpus.name}-{key}".replace("/", "-")
     with cache_lock(folder.name):

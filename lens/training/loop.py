@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from lens.base.provenance import library_versions
 from lens.training.record import Recipe, Record, StepRecord
 
 Loss = Callable[[int], Mapping[str, Tensor]]
+Observe = Callable[[int], Mapping[str, Any]]
+Watch = Callable[[int, StepRecord], None]
 _WRITE_EVERY = 30.0  # seconds between two written states
 
 
@@ -39,6 +41,8 @@ def train(
     folder: Path | str | None = None,
     progress: Progress | None = None,
     check: Callable[[], None] | None = None,
+    observe: Observe | None = None,
+    watch: Watch | None = None,
 ) -> Record:
     """Train a module in place.
 
@@ -55,6 +59,10 @@ def train(
             that is finished is read, and no step is done.
         progress: callback in steps; by default a bar in a terminal.
         check: called before every step; raising `Cancelled` from it stops the training.
+        observe: called after each update with its number, 1, 2, …; the plain values that it gives become
+            `StepRecord.observed`. It must change nothing and depend on the parameters and the number alone.
+        watch: called after each update with its number and its record, and first with those of a state
+            that the training goes on from: for a curve that grows.
 
     Memory: besides the loss's own, the parameters once more for the gradient, and once (`sgd`) or twice for the
     optimiser's state.
@@ -63,17 +71,18 @@ def train(
         InputError: a loss that is not finite, or the state of another training in `folder`.
     """
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    optimiser = _optimiser(recipe, list(parameters.values()))
-    asked = {"recipe": asdict(recipe), "source": dict(source or {}), "initial": digest_of(parameters)}
+    optimiser = _optimiser(recipe, parameters)
+    asked = {"recipe": recipe.facts(), "source": dict(source or {}), "initial": digest_of(parameters)}
     state = None if folder is None else Path(folder) / "state.safetensors"
     steps, environment = ([], {}) if state is None else _resume(state, asked, parameters, optimiser)
     if len(steps) < recipe.steps:
         environment = _environment(parameters)
     written, first = time.monotonic(), len(steps)
+    tell_steps(watch, steps)
 
     def write() -> None:
         if state is not None and len(steps) > first:
-            facts = {"asked": asked, "environment": environment, "steps": [asdict(step) for step in steps]}
+            facts = {"asked": asked, "environment": environment, "steps": [step.facts() for step in steps]}
             _write_state(state, facts, parameters, optimiser)
 
     with terminal_progress() as bar:
@@ -83,6 +92,9 @@ def train(
                 if check is not None:
                     check()
                 steps.append(_update(recipe, parameters, optimiser, loss, len(steps)))
+                if observe is not None:
+                    steps[-1] = replace(steps[-1], observed=dict(observe(len(steps))))
+                tell_steps(watch, steps[-1:], len(steps))
                 if time.monotonic() - written > _WRITE_EVERY:
                     write()
                     written = time.monotonic()
@@ -97,12 +109,26 @@ def train(
     return record
 
 
-def _optimiser(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def tell_steps(watch: Watch | None, steps: Sequence[StepRecord], first: int = 1) -> None:
+    """Tell whoever watches, if somebody does, of steps; `first` is the number of the first of them."""
+    for number, step in enumerate(steps, first):
+        if watch is not None:
+            watch(number, step)
+
+
+def _optimiser(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
     rate, decay = recipe.learning_rate, recipe.weight_decay
+    free = {name for name in parameters if name.endswith(tuple(recipe.undecayed))}
+    if recipe.undecayed and not free:
+        found = f"No parameter's name ends in {' or '.join(recipe.undecayed)}"
+        raise InputError(found, "one that weight decay leaves alone", "undecayed=()")
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in parameters.items() if name not in free]}]
+    if free:
+        groups.append({"params": [p for name, p in parameters.items() if name in free], "weight_decay": 0.0})
     if recipe.optimiser == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=recipe.momentum, nesterov=True)
+        return torch.optim.SGD(groups, lr=rate, weight_decay=decay, momentum=recipe.momentum, nesterov=True)
     kind = torch.optim.Adam if recipe.optimiser == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=rate, weight_decay=decay, betas=(recipe.momentum, 0.999))
+    return kind(groups, lr=rate, weight_decay=decay, betas=(recipe.momentum, recipe.square_momentum))
 
 
 def _update(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,6 +32,9 @@ class Recipe:
         schedule: what it does then: stays `constant`, or falls to 0 in a `linear` or `cosine` way.
         clip: largest norm of the gradient of all parameters together; None leaves it as it is.
         seed: for whoever draws batches and initial weights.
+        square_momentum: of the squared gradient, Adam's second β.
+        floor: share of the peak that a `linear` or `cosine` schedule falls to, instead of 0.
+        undecayed: ends of the names of parameters that weight decay leaves alone.
 
     Raises:
         InputError: numbers that describe no training.
@@ -47,8 +50,12 @@ class Recipe:
     schedule: Schedule = "linear"
     clip: float | None = None
     seed: int = 0
+    square_momentum: float = 0.999
+    floor: float = 0.0
+    undecayed: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "undecayed", tuple(self.undecayed))  # a list, where it comes from a file
         if self.optimiser not in get_args(Optimiser) or self.schedule not in get_args(Schedule):
             known = ", ".join((*get_args(Optimiser), *get_args(Schedule)))
             raise InputError(
@@ -60,16 +67,28 @@ class Recipe:
         if not (self.learning_rate > 0 and 0 < self.momentum < 1 and self.weight_decay >= 0):
             found = f"Learning rate {self.learning_rate}, momentum {self.momentum}, weight decay {self.weight_decay}"
             raise InputError(found, "a rate above 0, a momentum between 0 and 1, a decay of at least 0", "1e-3, 0.9 and 0")
+        if not (0 < self.square_momentum < 1 and 0 <= self.floor <= 1):
+            found = f"A momentum of the square of {self.square_momentum}, a floor of {self.floor}"
+            raise InputError(found, "one between 0 and 1, and a share of the peak", "square_momentum=0.999, floor=0.0")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"Gradients clipped at {self.clip}", "a norm above 0", "clip=1.0, or None")
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0. It would reach 0 at the step after the last one."""
+        """Learning rate of a step, counted from 0. It would reach its floor at the step after the last one."""
         if step < self.warm_up:
             return self.learning_rate * (step + 1) / self.warm_up
         done = (step - self.warm_up) / (self.steps - self.warm_up)
         falls = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
-        return self.learning_rate * falls[self.schedule]
+        return self.learning_rate * (self.floor + (1 - self.floor) * falls[self.schedule])
+
+    def facts(self) -> dict[str, Any]:
+        """Its fields as plain values; of the last three, which most recipes leave alone, those that were set.
+
+        So a recipe that was written down before there were these fields is still the same recipe.
+        """
+        known = {field.name: field.default for field in fields(self)[-3:]}
+        found = {name: value for name, value in asdict(self).items() if name not in known or value != known[name]}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 @dataclass(frozen=True)
@@ -80,17 +99,26 @@ class StepRecord:
         terms: what was minimised, by name; their sum is the loss.
         learning_rate: of this step.
         gradient_norm: of all parameters together, before clipping.
-        seconds: wall time.
+        seconds: wall time, without that of looking.
+        observed: what was looked at after the update, plain values; in most steps nothing.
     """
 
     terms: Mapping[str, float]
     learning_rate: float
     gradient_norm: float
     seconds: float
+    observed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
         return sum(self.terms.values())
+
+    def facts(self) -> dict[str, Any]:
+        """Its fields as plain values; what was observed only where something was."""
+        found = asdict(self)
+        if not self.observed:
+            del found["observed"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -125,9 +153,9 @@ class Record:
 
     def write(self, path: Path | str) -> Path:
         """Write JSON lines, atomically: what was asked for, one line a step, and what was measured afterwards."""
-        asked = {"recipe": asdict(self.recipe), "tokens_per_step": self.tokens_per_step}
+        asked = {"recipe": self.recipe.facts(), "tokens_per_step": self.tokens_per_step}
         lines = [{**asked, "source": dict(self.source), "environment": dict(self.environment)}]
-        lines += [{"step": number, "loss": step.loss, **asdict(step)} for number, step in enumerate(self.steps, 1)]
+        lines += [{"step": number, "loss": step.loss, **step.facts()} for number, step in enumerate(self.steps, 1)]
         lines += [{"seconds": self.seconds, "tokens": self.tokens, "results": dict(self.results)}]
         with atomic_file(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -142,7 +170,7 @@ def read_record(path: Path | str) -> Record:
     """
     try:
         first, *steps, last = (json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines())
-        done = [{name: step[name] for name in StepRecord.__dataclass_fields__} for step in steps]
+        done = [{name: step[name] for name in StepRecord.__dataclass_fields__ if name in step} for step in steps]
         return Record(
             recipe=Recipe(**first["recipe"]),
             source=first["source"],

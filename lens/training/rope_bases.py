@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def train_rope_bases(
     source = {"corpus": found.name, "corpus_hash": found.digest, "length": LENGTH, "windows": WINDOWS, **(shape or SHAPE)}
     for seed in seeds:
         for base in bases:
-            asked = {"base": base, "seed": seed, "recipe": asdict(replace(recipe, seed=seed)), "source": source}
+            asked = {"base": base, "seed": seed, "recipe": replace(recipe, seed=seed).facts(), "source": source}
             key = hashlib.sha256(json.dumps([FORMAT, asked, device, READ, BIN, DISTANCES]).encode()).hexdigest()[:16]
             folder = cache_folder() / "rope-bases" / key
             with cache_lock(f"rope-bases-{key}"):

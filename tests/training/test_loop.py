@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -87,6 +88,38 @@ def test_adam_and_adamw_are_the_papers(decoupled: bool):
     assert module.w.item() == pytest.approx(w, rel=1e-9)
 
 
+def test_decay_spares_what_the_recipe_names_and_the_second_beta_is_the_recipes():
+    """With no gradient at all the one parameter shrinks by Π(1 − rate · decay), the other does not move."""
+    module = nn.Module()
+    module.theta, module.w = nn.Parameter(torch.ones(2).double()), nn.Parameter(torch.ones(3).double())
+    recipe = replace(ADAMW, weight_decay=0.3, undecayed=("theta",), square_momentum=0.95)
+    record = train(recipe, module, lambda _step: {"none": 0 * (module.theta.sum() + module.w.sum())})
+    assert module.theta.tolist() == [1.0, 1.0]
+    left = math.prod(1 - 0.3 * step.learning_rate for step in record.steps)
+    assert module.w.tolist() == pytest.approx([left] * 3, rel=1e-12)
+    w, m, v, gradients = 1.0, 0.0, 0.0, (1.0, -2.0, 5.0)
+    module.w.data.fill_(1.0)
+    train(
+        replace(recipe, steps=3, warm_up=0), module, lambda t: {"given": gradients[t] * module.w.sum() + 0 * module.theta.sum()}
+    )
+    for t, gradient in enumerate(gradients, 1):
+        w -= 0.01 * 0.3 * w
+        m, v = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2
+        w -= 0.01 * (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)) ** 0.5 + 1e-8)
+    assert module.w[0].item() == pytest.approx(w, rel=1e-9)
+    with pytest.raises(InputError, match="No parameter's name ends in angle"):
+        train(replace(recipe, undecayed=("angle",)), module, lambda _step: {})
+
+
+def test_published_schedule_of_the_three_phase_model():
+    """30,000 steps, 500 of them warm-up, a cosine to a tenth of 3e-4; the rise begins one step earlier here."""
+    recipe = Recipe("3pt", steps=30_000, optimiser="adamw", learning_rate=3e-4, warm_up=500, schedule="cosine", floor=0.1)
+    assert recipe.rate(500) == pytest.approx(3e-4)
+    assert recipe.rate(30_000) == pytest.approx(3e-5)
+    assert recipe.rate(15_250) == pytest.approx(3e-4 * 0.55)
+    assert sum(map(recipe.rate, range(30_000))) == pytest.approx(4.942485 + 500 * 3e-4 / 500, abs=1e-6)
+
+
 def test_gradients_are_clipped_together():
     module = nn.Module()
     module.a, module.b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
@@ -137,6 +170,8 @@ def test_only_trainable_parameters_change_and_nothing_gets_a_gradient():
         {"weight_decay": -1.0},
         {"clip": 0.0},
         {"learning_rate": float("nan")},
+        {"square_momentum": 1.0},
+        {"floor": -0.1},
     ],
 )
 def test_impossible_recipes_are_refused(wrong: dict):
@@ -171,7 +206,8 @@ def test_record_says_what_was_done_and_can_be_read_again(tmp_path: Path):
     path = done.write(tmp_path / "record.jsonl")
     assert read_record(path) == done
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines[0]["recipe"] == asdict(ADAM)
+    assert lines[0]["recipe"] == {name: value for name, value in asdict(ADAM).items() if name in lines[0]["recipe"]}
+    assert set(asdict(ADAM)) - set(lines[0]["recipe"]) == {"square_momentum", "floor", "undecayed"}  # not set
     assert [line["step"] for line in lines[1:-1]] == list(range(1, 41))
     assert lines[-1]["results"] == {"kl": [1.0, 2.0]}
 
@@ -213,6 +249,29 @@ def test_cancelled_training_goes_on_with_the_same_bits(tmp_path: Path, name: str
     assert same(again.parameters(), expected.parameters())
     assert [s.terms for s in record.steps] == [s.terms for s in whole.steps]
     assert [s.gradient_norm for s in record.steps] == [s.gradient_norm for s in whole.steps]
+
+
+def test_what_was_observed_is_kept_with_its_step_and_told_again(tmp_path: Path):
+    task, told, calls = Regression(), [], []
+
+    def observe(number: int) -> dict[str, list[float]]:
+        return {} if number % 4 else {"bias": task.module[2].bias.tolist()}
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) == 10:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        train(ADAM, task.module, task.loss, folder=tmp_path, observe=observe, check=check)
+    task = Regression()
+    record = train(ADAM, task.module, task.loss, folder=tmp_path, observe=observe, watch=lambda *step: told.append(step))
+    assert [number for number, _ in told] == list(range(1, 41))
+    assert tuple(step for _, step in told) == record.steps
+    assert [number for number, step in told if step.observed] == list(range(4, 41, 4))
+    assert record.steps[-1].observed["bias"] == task.module[2].bias.tolist()
+    assert read_record(tmp_path / "record.jsonl") == record
+    assert "observed" not in (tmp_path / "record.jsonl").read_text().splitlines()[1]
 
 
 def test_finished_training_is_read(tmp_path: Path):

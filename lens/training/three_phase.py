@@ -1,0 +1,206 @@
+"""Train Three-Phase models from nothing: a recipe in, a folder out that `lens.load` opens.
+
+    lens train three-phase-n3          # one model
+    lens train three-phase --seed 0 1  # the whole family, with two seeds
+
+All models of one size and one seed begin with the same weights and see the same tokens in the same order, so that two
+of them differ in nothing but what their recipes say. A training that was killed goes on where its last state was
+written and ends with the bits that it would have had.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lens.base.cache import cache_folder, cache_lock
+from lens.base.errors import InputError
+from lens.base.progress import Progress
+from lens.corpora import Corpus, Part, corpus
+from lens.models.load import load, require_device
+from lens.models.three_phase import PhaseRotation, ThreePhaseForCausalLM
+from lens.models.three_phase.modeling import Horn
+from lens.training.loop import Watch, tell_steps, train
+from lens.training.phase_course import look_at_phases
+from lens.training.phase_recipes import PhaseRecipe, phase_recipe
+from lens.training.record import Record, read_record
+from lens.training.subwords import HeldOut, SubwordLoss, SubwordText, subword_text, window_losses
+
+RECORD = "training.jsonl"
+LOOKS = 24  # at the phases and the held-out loss, while a model trains
+LOOK_DOCUMENTS = 16  # of each corpus, one window each
+TEST_DOCUMENTS, TEST_WINDOWS = 64, 4  # of each corpus; of each document
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A finished training.
+
+    Attributes:
+        folder: weights in bfloat16 (angles and learned horns in float32), configuration, tokenizer, and the record.
+        record: of the run. Its `results` hold `initial`, the first look; `test_loss[corpus][document]` and
+            `position_loss[corpus][position]`, nats per token of the test part; `saved_test_loss[corpus]`, the mean of
+            the weights as they are saved; `bytes_per_token[corpus]`, `parameters`, `tokens_per_second`.
+    """
+
+    folder: Path
+    record: Record
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+
+
+def phase_model(recipe: PhaseRecipe, seed: int) -> ThreePhaseForCausalLM:
+    """An untrained model; those of one size and seed have the same weights, whatever their variant."""
+    config = recipe.config()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ThreePhaseForCausalLM(config).eval()  # no dropout: training and reading are the same
+
+
+def train_three_phase(
+    recipe: PhaseRecipe | str | Path,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    folder: Path | str | None = None,
+    corpora: Sequence[Corpus] | None = None,
+    progress: Progress | None = None,
+    check: Callable[[], None] | None = None,
+    watch: Watch | None = None,
+) -> TrainedModel:
+    """Train a model, or go on with its training, or read it where it is finished.
+
+    Args:
+        recipe: itself, its name, or its file.
+        seed: of the weights and the windows; the same for all recipes that are compared.
+        device: on a CUDA device it computes in bfloat16 (autocast) and is not exactly repeatable.
+        folder: for state and result; by default a place in the cache.
+        corpora: in the place of those that the recipe names.
+        progress: callback in steps; by default a bar in a terminal.
+        check: called before every step; raising `Cancelled` stops, and the next call goes on.
+        watch: called with the number and the `StepRecord` of every step, from the first one on: its loss, and 24 times in a
+            training `observed`, see `lens.training.phase_course.look_at_phases`.
+
+    Memory: parameters, gradient and two moments, 16 bytes for a parameter, and the activations of one step.
+
+    Raises:
+        InputError: a recipe that is none, too little text, or another training in `folder`. FetchError: a corpus could not be
+            fetched. DeviceError: no such device.
+    """
+    chosen, place = recipe if isinstance(recipe, PhaseRecipe) else phase_recipe(recipe), require_device(device)
+    training = replace(chosen.training, seed=seed)
+    text = subword_text([corpus(name) for name in chosen.text.corpora] if corpora is None else corpora, chosen.text.vocabulary)
+    source = _source(chosen, text, place)
+    key = hashlib.sha256(json.dumps([training.facts(), source]).encode()).hexdigest()[:16]
+    target = cache_folder() / "trained" / f"{chosen.name}-seed{seed}-{key[:8]}" if folder is None else Path(folder)
+    with cache_lock(f"trained-{hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]}"):
+        if (kept := _finished(target, training.facts(), source)) is not None:
+            tell_steps(watch, kept.steps)
+            return TrainedModel(target, kept)
+        module = phase_model(chosen, seed).to(place)
+        look = _Look(module, chosen, text)
+        initial = look(0)
+        loss = SubwordLoss(module, text, length=chosen.text.length, windows=chosen.text.windows, seed=seed)
+        record = train(
+            training, module, loss, source=source, tokens_per_step=chosen.text.windows * chosen.text.length, folder=target,
+            progress=progress, check=check, observe=look, watch=watch,
+        )  # fmt: skip
+        results = {"initial": initial, **_save(module, text, target), **_tested(module, chosen, text), **_sizes(module, record)}
+        losses = _tested(load(target, device=place).module, chosen, text)["test_loss"]
+        results["saved_test_loss"] = {name: _mean(values) for name, values in losses.items()}
+        finished = replace(record, results=results)
+        finished.write(target / RECORD)
+        for name in ("state.safetensors", "record.jsonl"):
+            (target / name).unlink()
+        return TrainedModel(target, finished)
+
+
+def _source(recipe: PhaseRecipe, text: SubwordText, device: torch.device) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "title": recipe.title,
+        "model": {name: recipe.model[name] for name in sorted(recipe.model)},
+        "corpora": [found.name for found in text.corpora],
+        "corpus_hashes": [found.digest for found in text.corpora],
+        "vocabulary": recipe.text.vocabulary,
+        "tokenizer": text.digest,
+        "length": recipe.text.length,
+        "windows": recipe.text.windows,
+        "precision": "bfloat16 autocast" if device.type == "cuda" else "float32",
+    }
+
+
+def _finished(folder: Path, recipe: dict[str, Any], source: dict[str, Any]) -> Record | None:
+    """The record of a training that is done; None where there is none. It is written last, so the model is whole."""
+    if not (folder / RECORD).exists():
+        return None
+    found = read_record(folder / RECORD)
+    if (found.recipe.facts(), dict(found.source)) != (recipe, source):
+        raise InputError(f"{folder} holds another training of {found.recipe.name}", f"{recipe['name']}", "another folder")
+    return found
+
+
+class _Look:
+    """Looks at the model some times while it trains, always at the same held-out windows."""
+
+    def __init__(self, module: ThreePhaseForCausalLM, recipe: PhaseRecipe, text: SubwordText):
+        held = [text.held_out("validation", found, recipe.text.length, LOOK_DOCUMENTS, 1) for found in text.corpora]
+        self.windows = torch.cat([part.windows for part in held])
+        self.module, self.steps = module, recipe.training.steps
+        own = module.config.num_phases
+        self.phases = own if own > 1 else 3  # a model without parts is cut into three, too: what its parts do by chance
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        if step % max(1, self.steps // LOOKS) and step != self.steps:
+            return {}
+        return look_at_phases(self.module, self.windows, self.phases)
+
+
+def _tested(module: nn.Module, recipe: PhaseRecipe, text: SubwordText) -> dict[str, dict[str, Any]]:
+    part: Part = "test"
+    found: dict[str, dict[str, Any]] = {"test_loss": {}, "position_loss": {}, "bytes_per_token": {}}
+    for source in text.corpora:
+        held: HeldOut = text.held_out(part, source, recipe.text.length, TEST_DOCUMENTS, TEST_WINDOWS)
+        with torch.no_grad():
+            losses = torch.cat([window_losses(module, windows).double().cpu() for windows in held.windows.split(32)])
+        found["test_loss"][source.name] = [round(value, 5) for value in held.by_document(losses)]
+        found["position_loss"][source.name] = [round(value, 5) for value in losses.mean(0).tolist()]
+        found["bytes_per_token"][source.name] = round(held.bytes_per_token, 4)
+    return found
+
+
+def _sizes(module: nn.Module, record: Record) -> dict[str, Any]:
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return {"parameters": parameters, "tokens_per_second": round((record.tokens or 0) / record.seconds, 1)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 5)
+
+
+def _save(module: ThreePhaseForCausalLM, text: SubwordText, folder: Path) -> dict[str, int]:
+    """Weights in bfloat16, but angles and learned horns, which move less than its steps, in float32."""
+    rounded = copy.deepcopy(module).to("cpu", torch.bfloat16)
+    for name, part in module.named_modules():
+        if isinstance(part, (PhaseRotation, Horn)):
+            rounded.get_submodule(name).float().load_state_dict(part.state_dict())
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+        rounded.save_pretrained(beside)
+        text.tokenizer.save_pretrained(beside)
+        for path in sorted(Path(beside).iterdir()):
+            os.replace(path, folder / path.name)
+    return {"weight_bytes": (folder / "model.safetensors").stat().st_size}
