@@ -27,21 +27,19 @@ from lens.models.tokens import encode, pieces
 from lens.panels.atlas_words import estimate, left_out, sentence
 from lens.panels.fitted import ChartPanel
 from lens.panels.head_grid import HeadGrid
+from lens.panels.head_lanes import EXAMPLE
 from lens.panels.panel import Job
 from lens.probes.attention_battery import MEASURES, attention_battery, battery_cost
 from lens.probes.seen_patterns import seen_detail, seen_pattern
 from lens.probes.singular_values import EXACT, RANKS
 
-EXAMPLE = (
-    "The keeper of the lighthouse climbed the stairs, lit the lamp and wrote in his book that the keeper of the lighthouse "
-    "before him had climbed the same stairs every night for thirty years."
-)
 LENGTHS = (32, 64, 128, 256, 512, 1024)
 FEWEST = 4  # tokens of a text, of which the first may be left out
 DIRECTIONS = ("to", "by")
 _SPECTRAL = {*RANKS, "largest_singular_value", "leading_share", "contraction"}  # of all heads, too slow for long texts
 _SAID = ("effective_rank", "first_token", "previous_token", "self_attention")
-_KEPT_HEADS = 64  # whose details are kept; walking back is then free
+_KEPT = (2, 64)  # heads whose details are kept, the least and the most; walking back is then free
+_KEPT_BYTES = 64e6  # of their patterns and logits
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,10 @@ class _Result:
         """Heads of a block, and positions."""
         return self.heads.sizes["head"], len(self.tokens)
 
+    @property
+    def _heads_kept(self) -> int:
+        return int(np.clip(_KEPT_BYTES // (16 * len(self.tokens) ** 2), *_KEPT))
+
     def block(self, block: int) -> dict[str, Any]:
         """What is sent of a block, from its queries and keys alone."""
         heads, positions = self.size
@@ -78,14 +80,14 @@ class _Result:
     def detail(self, block: int, head: int) -> xr.Dataset:
         """One head's pattern, logits and spectrum."""
         return self._once(
-            ("detail", block, head), _KEPT_HEADS, lambda: seen_detail(self.states[block], head, drop_sink=self.drop_sink)
+            ("detail", block, head), self._heads_kept, lambda: seen_detail(self.states[block], head, drop_sink=self.drop_sink)
         )
 
     def sent(self, block: int, head: int) -> dict[str, Any]:
         """What is sent of one head."""
         whole = sends_block(*self.size)
         return self._once(
-            ("sent", block, head), _KEPT_HEADS, lambda: detail_spec(self.detail(block, head), block, head, whole=whole)
+            ("sent", block, head), _KEPT[1], lambda: detail_spec(self.detail(block, head), block, head, whole=whole)
         )
 
     def _once(self, key: tuple[Any, ...], most: int, make: Callable[[], Any]) -> Any:
