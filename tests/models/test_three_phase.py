@@ -28,6 +28,7 @@ from lens.models.three_phase import (
     stream_angles,
     transported_direction,
 )
+from lens.models.three_phase.configuration import ROTATIONS
 from lens.models.three_phase.modeling import Horn, turn_phases
 from tests.models.families import build
 
@@ -48,7 +49,6 @@ TINY = {
     **SIX,
 }
 IDS = torch.tensor([[3, 1, 41, 5, 9, 26, 53, 58, 9, 7, 9, 3], [2, 7, 18, 28, 18, 28, 45, 9, 0, 45, 23, 53]])
-PUBLISHED = ["learned", "frozen", "tied", "off"]
 
 
 def tiny(seed: int = 0, **options: Any) -> ThreePhaseForCausalLM:
@@ -66,7 +66,7 @@ def shaken(seed: int = 0, **options: Any) -> ThreePhaseForCausalLM:
     return model
 
 
-def size(*, meta: bool = True, **options: Any) -> int:
+def size(**options: Any) -> int:
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in ThreePhaseForCausalLM(ThreePhaseConfig(**options)).parameters())
 
@@ -600,7 +600,7 @@ def test_gradient_descent_trains_a_model_and_its_absorbed_twin_alike_and_adam_do
 # -- a model of transformers -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rotation", PUBLISHED)
+@pytest.mark.parametrize("rotation", ROTATIONS)
 @pytest.mark.parametrize("horn", ["fixed", "learned"])
 def test_saving_and_opening_gives_the_same_model(tmp_path: Path, rotation: str, horn: str):
     model = build_float32(phase_rotation=rotation, horn=horn, initial_angles=[0.1, 0.2, 0.3])
