@@ -72,7 +72,7 @@ def head_circuits_chart(
     elif picture == "distance":
         assert distances is not None
         plots += [
-            _distances(distances, offset),
+            _distances(distances),
             _disc(distances.sel(offset=offset).isel(block=0, head=0), f"of QK at distance {offset}"),
         ]
     else:
@@ -169,7 +169,7 @@ def _words(words: xr.Dataset, vector: int, pole: str) -> list[dict[str, Any]]:
     return found
 
 
-def _distances(distances: xr.Dataset, offset: int) -> dict[str, Any]:
+def _distances(distances: xr.Dataset) -> dict[str, Any]:
     here = distances.isel(block=0, head=0)
     found: list[Mapping[str, Any]] = [
         series("matching score", here.matching_score, colour=BLUE),
@@ -179,5 +179,5 @@ def _distances(distances: xr.Dataset, offset: int) -> dict[str, Any]:
     ]
     return lines(
         "distance", here.offset, [dict(one) for one in found], x_axis=axis("from key to query", "tokens"),
-        y_axis=axis("measure of M", range=(-1.0, 1.0)), rules=[rule(offset, "distance", on="x")], marks=False,
+        y_axis=axis("measure of M", range=(-1.0, 1.0)), marks=False,
     )  # fmt: skip

@@ -113,9 +113,9 @@ def test_words_of_a_pole(heads, spectrum, words, distances):
     assert plots[1]["series"][0]["values"] == [0.4, 0.2]
 
 
-def test_distances_and_the_one_that_is_shown(heads, spectrum, words, distances):
+def test_distances_and_the_spectrum_at_one_of_them(heads, spectrum, words, distances):
     plots = drawn(heads, spectrum, words, distances, picture="distance")
-    assert plots[1]["rules"][0]["value"] == 2
+    assert plots[1]["x"]["values"] == [0, 1, 2]
     assert {one["name"]: one["values"] for one in plots[1]["series"]}["size over its bound"] == [0.05, 0.1, 0.15]
     assert plots[2]["title"] == "eigenvalues of QK at distance 2"
 
