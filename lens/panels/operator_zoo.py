@@ -284,12 +284,11 @@ class OperatorZoo(ChartPanel):
         return {"cell": (int(selected["cells"][1]), int(selected["cells"][0]))} if "cells" in selected else {}
 
     def _on_map(self, change: Any) -> None:
-        """A click in a small map, the one whose selection is not the shared one."""
+        """A click in a small map, the one whose selection is another one now."""
         if self._is_muted:
             return
-        here = self._selection(self._view)["cells"]
         for name, cell in change["new"].items():
-            if list(cell) != here:
+            if cell != change["old"].get(name):
                 self.post(operator=name.removeprefix(MAPS), cell=(int(cell[1]), int(cell[0])))
 
     def _apply(self, view: Mapping[str, Any]) -> None:
@@ -300,8 +299,9 @@ class OperatorZoo(ChartPanel):
         with self.maps.hold_sync(), self._mute():
             if view["maps"] is not None:
                 self.maps.spec, self._drawn = view["maps"], view["drawn"]
-            here = self._selection(self._view)["cells"]
-            self.maps.selected = {plot["name"]: here for plot in self.maps.spec["plots"]}
+            # Beside the middle of the cell, which shows the same: a click on that very cell is then still a change.
+            beside = [place + 0.25 for place in self._selection(self._view)["cells"]]
+            self.maps.selected = {plot["name"]: beside for plot in self.maps.spec["plots"]}
 
     def _show_view(self, view: Mapping[str, Any]) -> None:
         controls, result = self._controls, self._result
