@@ -30,3 +30,7 @@ class HeadGrid(anywidget.AnyWidget):
     direction = traitlets.Unicode("to").tag(sync=True)
     pinned = traitlets.Bool(False).tag(sync=True)
     busy = traitlets.Dict().tag(sync=True)
+
+    def __repr__(self) -> str:
+        head, block = self.selected.get("heads", (None, None))
+        return f"HeadGrid(block={block}, head={head})"
