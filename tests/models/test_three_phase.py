@@ -564,7 +564,8 @@ def trained(model: ThreePhaseForCausalLM, optimiser: type[torch.optim.Optimizer]
     steps = optimiser(free, **options)
     losses = []
     for _ in range(30):
-        loss = model(IDS, labels=IDS).loss
+        logits = model(IDS).logits[:, :-1]
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), IDS[:, 1:].flatten())  # transformers' own is in float32
         losses.append(loss.item())
         steps.zero_grad()
         loss.backward()
