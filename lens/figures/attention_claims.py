@@ -67,8 +67,8 @@ def _concentration(mean: xr.Dataset) -> dict[str, Any]:
     dots = _dots(mean, mean.normalised_entropy, keys)
     unbiased = sorted(dots, key=lambda dot: dot["x"] - dot["y"])[:NAMED]
     return scatter(
-        "concentration", dots, x_axis=axis("entropy of a query's attention, share of the most", range=(0.0, 1.0)),
-        y_axis=axis("entropy of the mean over queries, share of the most", range=(0.0, 1.0)),
+        "concentration", dots, x_axis=axis("entropy of a query, over the most", range=(0.0, 1.0)),
+        y_axis=axis("entropy of their mean, over the most", range=(0.0, 1.0)),
         rules=[rule(0.5, "half, queries", on="x"), rule(0.5, "half, their mean")], named=[dot["label"] for dot in unbiased],
         title="heads, as block.head",
     )  # fmt: skip
