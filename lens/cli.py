@@ -1,4 +1,4 @@
-"""The same from a shell: fetch a model, check it, read a sentence, fit maps, look after the cache."""
+"""The same from a shell: fetch a model, check it, read a sentence, fit maps, train, look after the cache."""
 
 from __future__ import annotations
 
@@ -57,6 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--tuned", action="store_true", help="then train a tuned lens from the shortcuts: minutes on two cores")
     fit.add_argument("-o", "--output", type=Path, metavar="FILE", help="a copy of the maps (or of the tuned lens), .safetensors")
     fit.set_defaults(act=_fit)
+    train = commands.add_parser("train", help="train Three-Phase models from recipes; goes on where it was interrupted")
+    train.add_argument("recipes", nargs="*", metavar="RECIPE", help="a name, your own .toml file, or three-phase: the family")
+    train.add_argument("--list", action="store_true", help="name all recipes and train nothing")
+    train.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default %(default)s, where every bit repeats)")
+    train.add_argument("--seed", type=int, nargs="+", default=[0], help="one or several (default 0)")
+    train.add_argument("--steps", type=int, help="instead of the recipe's")
+    train.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", help="of one model, or with a folder for each of several; else the cache"
+    )
+    train.set_defaults(act=_train)
     cache = commands.add_parser("cache", help="list what is in the cache, or clear it")
     cache.add_argument("--clear", action="store_true", help="delete everything in the cache")
     cache.set_defaults(act=_cache)
@@ -129,6 +139,34 @@ def _fit(options: argparse.Namespace) -> None:
         print(tuned_table(tuned.record.results))
     if options.output is not None:
         print((shortcuts if tuned is None else tuned).save(options.output))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from lens.figures.export import export_table
+    from lens.probes.phase_training import phase_training
+    from lens.training.phase_recipes import FAMILY, phase_recipe, recipe_names
+    from lens.training.three_phase import train_three_phase
+
+    if options.list:
+        for name in recipe_names():
+            print(f"{name:<40} {phase_recipe(name).title}")
+        return
+    if not options.recipes:
+        raise InputError("No recipe is named", "one or several, or three-phase for the whole family", "lens train --list")
+    names = [name for asked in options.recipes for name in (FAMILY if asked == "three-phase" else (asked,))]
+    recipes = [phase_recipe(name) for name in dict.fromkeys(names)]
+    if options.steps is not None:
+        recipes = [recipe.shortened(options.steps) for recipe in recipes]
+    several = len(recipes) * len(options.seed) > 1
+    for seed in options.seed:
+        for recipe in recipes:
+            place = options.output / f"{recipe.name}-seed{seed}" if options.output and several else options.output
+            done = train_three_phase(recipe, seed=seed, device=options.device, folder=place)
+            export_table(phase_training(done.record), done.folder / "diagnostics.nc", (), ())
+            losses = ", ".join(f"{name} {loss:.4f}" for name, loss in done.mean_test_loss().items())
+            speed = f"{done.record.seconds:.0f} s, {done.record.results['tokens_per_second']:.0f} tokens a second"
+            print(f"{recipe.name}, seed {seed}: {losses} nats a token; {speed}; {done.size / 1e6:.1f} MB")
+            print(done.folder, flush=True)
 
 
 def _cache(options: argparse.Namespace) -> None:

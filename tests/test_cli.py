@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import lens
 from lens.cli import main
@@ -129,3 +130,73 @@ def test_fit_prints_the_held_out_scores_and_writes_the_maps(folder, prose, tmp_p
 def test_fit_refuses_another_suffix_before_it_starts(folder, capsys):
     assert main(["fit", str(folder), "-o", "maps.pt"]) == 1
     assert "'maps.pt'" in capsys.readouterr().err
+
+
+# -- train ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe of the reader's own, for a model that trains in a second."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(30):
+        (texts / f"{number}.txt").write_text(" ".join(draw.choice(["three", "phases", "turn", "slowly"], 60)) + f" {number}")
+    path = tmp_path / "own.toml"
+    path.write_text(
+        'title = "Small"\n[model]\nhidden_size = 48\nintermediate_size = 64\nnum_hidden_layers = 2\n'
+        f'[text]\ncorpora = ["{texts}"]\nvocabulary = 270\nlength = 16\nwindows = 4\n'
+    )
+    return path
+
+
+def test_train_lists_its_recipes(capsys):
+    assert main(["train", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["three-phase-n1", "1", "phase"]
+    assert {line.split()[0] for line in lines} >= {"three-phase-rope-only-scaled", "three-phase-12-blocks"}
+
+
+def test_trained_folder_opens_and_holds_its_diagnostics(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LENS_CACHE", str(tmp_path / "cache"))
+    command = ["train", str(recipe), "--steps", "3", "-o", str(tmp_path / "out"), "--seed", "7"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    first, last = printed.out.splitlines()
+    assert first.startswith("own, seed 7: texts ")
+    assert last == str(tmp_path / "out")
+    assert lens.load(tmp_path / "out", device="cpu").n_layers == 2
+    with xr.open_dataset(tmp_path / "out" / "diagnostics.nc", engine="h5netcdf") as found:
+        assert found.attrs["seed"] == 7
+        assert found["looked_at"].to_numpy().tolist() == [0, 1, 2, 3]
+        assert found["train_loss"].sizes == {"step": 3}
+    assert main(command) == 0  # read, not trained again
+    assert capsys.readouterr().out.splitlines() == [first, last]
+    assert main([*command[:3], "2", *command[4:]]) == 1
+    assert "holds another training of own" in capsys.readouterr().err
+
+
+def test_several_trainings_get_a_folder_each(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LENS_CACHE", str(tmp_path / "cache"))
+    assert main(["train", str(recipe), "--steps", "1", "--seed", "0", "1", "-o", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["own-seed0", "own-seed1"]
+    assert main(["train", str(recipe), "--steps", "1"]) == 0
+    assert str(tmp_path / "cache" / "trained" / "own-seed0-") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "lens train --list"),
+        (["three-phase-n5"], "No recipe 'three-phase-n5'"),
+        (["three-phase-n3", "--steps", "0"], "warm-up"),
+        (["three-phase-n3", "--device", "gpu"], "a device that torch knows"),
+    ],
+)
+def test_wrong_training_is_one_line(arguments, message: str, capsys):
+    assert main(["train", *arguments]) == 1
+    captured = capsys.readouterr().err
+    assert captured.count("\n") == 1
+    assert message in captured

@@ -188,7 +188,7 @@ def _open(place: str, options: dict[str, Any]) -> nn.Module:
         options = {**options, "gguf_file": Path(place).name}
         _require_ram(place)
         place = str(Path(place).parent)
-    with _quiet_transformers(), _translated(place):
+    with quiet_transformers(), _translated(place):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
         )
@@ -229,7 +229,7 @@ def _open_tokenizer(place: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             if place.endswith(".gguf"):
                 return library_tokenizer(Path(place))
             return AutoTokenizer.from_pretrained(place, trust_remote_code=False, revision=revision)
@@ -241,7 +241,7 @@ def _open_tokenizer(place: str, revision: str | None) -> Any:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No bars and no advice on stderr while loading: nbval compares it, and our errors say the rest."""
     from transformers.utils import logging
 

@@ -27,7 +27,7 @@ from lens.base.cache import cache_folder, cache_lock
 from lens.base.errors import InputError
 from lens.base.progress import Progress
 from lens.corpora import Corpus, Part, corpus
-from lens.models.load import load, require_device
+from lens.models.load import load, quiet_transformers, require_device
 from lens.models.three_phase import PhaseRotation, ThreePhaseForCausalLM
 from lens.models.three_phase.modeling import Horn
 from lens.training.loop import Watch, tell_steps, train
@@ -61,6 +61,10 @@ class TrainedModel:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+
+    def mean_test_loss(self) -> dict[str, float]:
+        """Mean over the test documents of each corpus, nats per token."""
+        return {name: _mean(losses) for name, losses in self.record.results["test_loss"].items()}
 
 
 def phase_model(recipe: PhaseRecipe, seed: int) -> ThreePhaseForCausalLM:
@@ -198,7 +202,7 @@ def _save(module: ThreePhaseForCausalLM, text: SubwordText, folder: Path) -> dic
     for name, part in module.named_modules():
         if isinstance(part, (PhaseRotation, Horn)):
             rounded.get_submodule(name).float().load_state_dict(part.state_dict())
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+    with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
         rounded.save_pretrained(beside)
         text.tokenizer.save_pretrained(beside)
         for path in sorted(Path(beside).iterdir()):
