@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lens.models.model import Model as Model
     from lens.models.rotary import rotaries as rotaries
     from lens.models.run import Run as Run
+    from lens.models.three_phase import absorb_rotation as absorb_rotation
+    from lens.models.vocabulary_maps import vocabulary_maps as vocabulary_maps
     from lens.probes.attention_battery import attention_battery as attention_battery
     from lens.probes.attention_battery import battery_cost as battery_cost
     from lens.probes.attention_battery import head_detail as head_detail
@@ -42,10 +44,14 @@ if TYPE_CHECKING:
     from lens.probes.collapse_claims import collapse_claims as collapse_claims
     from lens.probes.collapse_claims import collapse_verdicts as collapse_verdicts
     from lens.probes.compare_lenses import compare_lenses as compare_lenses
+    from lens.probes.conservation import conserved_quantities as conserved_quantities
+    from lens.probes.conservation import gradient_identities as gradient_identities
     from lens.probes.copying_behaviour import copying_behaviour as copying_behaviour
     from lens.probes.copying_claims import copying_claims as copying_claims
     from lens.probes.copying_claims import copying_verdicts as copying_verdicts
     from lens.probes.early_exit import early_exit as early_exit
+    from lens.probes.horn_effect import horn_cost as horn_cost
+    from lens.probes.horn_effect import horn_logits as horn_logits
     from lens.probes.kept import shipped_tuned_lens as shipped_tuned_lens
     from lens.probes.kept import shortcuts_for as shortcuts_for
     from lens.probes.lane_claims import lane_claims as lane_claims
@@ -64,6 +70,10 @@ if TYPE_CHECKING:
     from lens.probes.offset_profile import offset_profile as offset_profile
     from lens.probes.operator_zoo import operator_zoo as operator_zoo
     from lens.probes.ov_circuit import ov_circuit as ov_circuit
+    from lens.probes.phase_balance import phase_balance as phase_balance
+    from lens.probes.phase_correlation import phase_correlation as phase_correlation
+    from lens.probes.phase_published import published_runs as published_runs
+    from lens.probes.phase_turn import phase_turn as phase_turn
     from lens.probes.positional_kernel import key_order as key_order
     from lens.probes.positional_kernel import positional_kernel as positional_kernel
     from lens.probes.procrustes import procrustes as procrustes
@@ -91,6 +101,8 @@ if TYPE_CHECKING:
     from lens.probes.shortcuts import load_shortcuts as load_shortcuts
     from lens.probes.shortcuts import noise_floor as noise_floor
     from lens.probes.spectrum import spectrum as spectrum
+    from lens.probes.theta_drift import published_drift as published_drift
+    from lens.probes.theta_drift import theta_drift as theta_drift
     from lens.probes.token_spectrum import token_spectrum as token_spectrum
     from lens.probes.tuned_lens import fit_tuned_lens as fit_tuned_lens
     from lens.probes.tuned_lens import load_tuned_lens as load_tuned_lens
@@ -167,7 +179,19 @@ _PUBLIC = {
     "copying_verdicts": "lens.probes.copying_claims:copying_verdicts",
     "low_rank_verdicts": "lens.probes.low_rank_attention:low_rank_verdicts",
     "what_if_verdicts": "lens.probes.attention_what_if:what_if_verdicts",
+    "vocabulary_maps": "lens.models.vocabulary_maps:vocabulary_maps",
     "head_weights": "lens.models.head_weights:head_weights",
+    "theta_drift": "lens.probes.theta_drift:theta_drift",
+    "published_drift": "lens.probes.theta_drift:published_drift",
+    "phase_balance": "lens.probes.phase_balance:phase_balance",
+    "phase_correlation": "lens.probes.phase_correlation:phase_correlation",
+    "phase_turn": "lens.probes.phase_turn:phase_turn",
+    "conserved_quantities": "lens.probes.conservation:conserved_quantities",
+    "gradient_identities": "lens.probes.conservation:gradient_identities",
+    "horn_cost": "lens.probes.horn_effect:horn_cost",
+    "horn_logits": "lens.probes.horn_effect:horn_logits",
+    "published_runs": "lens.probes.phase_published:published_runs",
+    "absorb_rotation": "lens.models.three_phase:absorb_rotation",
     "lane_usage": "lens.probes.lanes:lane_usage",
     "lane_logits": "lens.probes.lanes:lane_logits",
     "lane_offsets": "lens.probes.lanes:lane_offsets",

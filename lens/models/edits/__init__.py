@@ -7,15 +7,21 @@ it, in whatever way and order, gives the module back bit for bit.
 
 from lens.models.edits.attention import AttentionChange, replace_attention
 from lens.models.edits.blocks import BlockPart, StandIn, part_modules, replace_block
+from lens.models.edits.phases import horn_profile, phase_angles
 from lens.models.edits.rope import RopeChange, TableChange, rope_base, rope_lanes, rope_table
+from lens.models.edits.skips import SkipChange, remove_skips
 
 __all__ = [
     "AttentionChange",
     "BlockPart",
     "RopeChange",
+    "SkipChange",
     "StandIn",
     "TableChange",
+    "horn_profile",
     "part_modules",
+    "phase_angles",
+    "remove_skips",
     "replace_attention",
     "replace_block",
     "rope_base",
