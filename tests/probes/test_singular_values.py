@@ -61,7 +61,7 @@ def test_a_zero_matrix_has_no_ranks():
 
 
 def test_a_spectrum_without_an_end_is_refused():
-    """Those asked for do not part from hundreds that are all but as large; noise, whose singular values thin out, is no trouble."""
+    """Those asked for do not part from hundreds that are all but as large; noise, which thins out, is no trouble."""
     crowd = np.diag(np.linspace(1.001, 1, LONG))
     with pytest.raises(UnsupportedModelError, match="did not settle"):
         largest_singular_values(crowd, 32)
