@@ -143,9 +143,9 @@ def _sizes(here: xr.Dataset) -> dict[str, Any]:
         series("singular values", singular / top, colour=BLUE),
         series("sizes of eigenvalues", eigenvalues / top, colour=ORANGE),
     ]
-    kept = max(float((singular / top)[singular / top > 1e-4].min()), 1e-4)
+    low = max(min(singular.min(), eigenvalues.min()) / top, 1e-3)  # a circuit can have zeros, and rounding in their place
     return lines(
-        "sizes", here["rank"], found, x_axis="rank", y_axis=axis("over the largest", scale="log", range=(kept / 2, 1.5)),
+        "sizes", here["rank"], found, x_axis="rank", y_axis=axis("over the largest", scale="log", range=(low / 1.5, 1.5)),
         title=f"eigenvalues see {100 * float(here.seen):.0f} % of the squares", marks=False,
     )  # fmt: skip
 
