@@ -10,7 +10,7 @@ import xarray as xr
 
 from lens.base.errors import InputError
 from lens.base.text import visible
-from lens.figures.chart import BLUE, GREEN, ORANGE, axis, bars, chart, heat_map, lines, rule, series
+from lens.figures.chart import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, YELLOW, axis, bars, chart, heat_map, lines, rule, series
 
 MAPS = "map "
 """Before an operator's name, the name of its small map."""
@@ -30,6 +30,19 @@ SHOWN = {
     "moved": "moved attention",
 }
 """Measures that can be chosen, in short."""
+_COLOURS = {
+    "softmax": GREEN,
+    "softplus": PURPLE,
+    "re-weighted softplus": ORANGE,
+    "log-normal": SKY,
+    "alibi": YELLOW,
+    "uniform": BLACK,
+    # never beside those above but softmax and uniform
+    "first token": ORANGE,
+    "previous token": PURPLE,
+    "identity": SKY,
+}
+"""Of the operators as they come, whichever is chosen; one with another number, or of another kind, is blue."""
 _LEAST = 1e-3  # singular value; below, curves end
 _FAINT = -0.005  # weight; from here to 0 the mark of a negative one would say too much
 _ROWS = 5  # operators whose cost is shown, the newest first
@@ -116,8 +129,8 @@ def _scree(zoo: xr.Dataset, one: xr.Dataset, name: str) -> dict[str, Any]:
     """The chosen operator beside the softmax and its kin: those that ask queries and keys, or those that do not."""
     known = [str(other) for other in zoo.operator.to_numpy()]
     beside = [other for other in ("softmax", *(FIXED if name in FIXED else _ASKING)) if other in known and other != name]
-    curves = [series(name, _positive(one.singular_value))]
-    curves += [series(other, _positive(zoo.singular_value.sel(operator=other))) for other in beside]
+    values = {name: one.singular_value, **{other: zoo.singular_value.sel(operator=other) for other in beside}}
+    curves = [series(other, _positive(value), colour=_COLOURS.get(other, BLUE)) for other, value in values.items()]
     return lines(
         "scree", zoo["rank"], curves, x_axis="rank", y_axis=axis("singular value", scale="log", range=(_LEAST, 10.0)),
         marks=False,

@@ -55,6 +55,17 @@ def test_fixed_operators_are_beside_each_other(zoo):
     assert {one["name"] for one in scree["series"]} == {"softmax", *FIXED}
 
 
+def test_an_operator_keeps_its_colour_whichever_is_chosen(zoo, cold):
+    seen = {}
+    for chosen in (cold, *(zoo.sel(operator=[name]) for name in OPERATORS)):
+        scree = operator_zoo_chart(zoo, chosen, {}, tokens=TOKENS, own=2.0)["plots"][1]
+        colours = [one["colour"] for one in scree["series"]]
+        assert len(set(colours)) == len(colours)
+        for one in scree["series"]:
+            assert seen.setdefault(one["name"], one["colour"]) == one["colour"]
+    assert set(OPERATORS) < set(seen)
+
+
 def test_an_operator_that_was_not_run_has_an_empty_row(zoo):
     losses = operator_zoo_chart(zoo, zoo.sel(operator=["alibi"]), {}, tokens=TOKENS, own=2.0)["plots"][2]
     assert losses["x"]["labels"] == ["alibi: not tried"]
