@@ -45,7 +45,8 @@ def attention_response(patterns: Run | Tensor | np.ndarray) -> xr.Dataset:
     found = read_patterns(patterns)
     size = found.weights.shape[-1]
     waves = torch.tensor(cosine_waves(size))
-    response = (found.weights.to(torch.float64) @ waves).norm(dim=-2).numpy()
+    heads = found.weights.reshape(-1, size, size)
+    response = torch.stack([(head @ waves).norm(dim=-2) for head in heads]).reshape(*found.weights.shape[:-2], size).numpy()
     coordinates = {name: value for name, value in found.coordinates.items() if not set(value.dims) - {*found.dims}}
     with np.errstate(invalid="ignore"):
         passed = np.sqrt((response[..., 1:] ** 2).mean(-1)) if size > 1 else np.full(response.shape[:-1], np.nan)

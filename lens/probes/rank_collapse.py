@@ -201,7 +201,7 @@ def attention_path(run: Run, weights: Sequence[HeadWeights]) -> Float64[Tensor, 
         read = one.norm.apply_linear(found[-1])
         heads = enumerate(patterns.detach().cpu().double().numpy())
         states = sum(pattern @ (read @ one.value[one.kv_head_of(head)]) @ one.output[head] for head, pattern in heads)
-        found.append(np.asarray(states / np.linalg.norm(states)))
+        found.append(np.asarray(states / np.linalg.norm(states), dtype=np.float64))
     return torch.tensor(np.array(found))
 
 

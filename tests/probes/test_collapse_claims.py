@@ -10,6 +10,7 @@ import lens
 from lens.base.errors import InputError
 from lens.corpora import Document
 from lens.probes.collapse_claims import (
+    WU,
     collapse_claims,
     collapse_depth,
     collapse_verdicts,
@@ -109,6 +110,16 @@ def test_every_claim_has_a_number_an_interval_and_a_word(found, tmp_path):
     assert last["value"] == round(float(claims.residual_ratio.sel(variant="whole", first_token="without")[:, -1].mean()), 3)
     claims.to_netcdf(tmp_path / "claims.nc", engine="h5netcdf")
     assert collapse_verdicts(xr.load_dataset(tmp_path / "claims.nc", engine="h5netcdf")) == rows
+
+
+def test_a_model_whose_matrices_are_not_found_has_the_other_claims(tokenizer):
+    rows = collapse_verdicts(collapse_claims(lens.load(build("bloom"), tokenizer), DOCUMENTS[:2], tokens=10))
+    untested = [
+        row["claim"] for row in rows if row["verdict"] == "untested" and row["source"] != WU and "doubly" not in row["claim"]
+    ]
+    assert untested == [
+        "The same patterns and matrices without norms lose rank too", "Attention patterns by themselves make states smoother",
+    ]  # fmt: skip
 
 
 def test_too_few_documents_are_refused(found):
