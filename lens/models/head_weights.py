@@ -355,11 +355,8 @@ def _norms(model: Model, states: HeadStates, block: Block, seen: _Seen) -> tuple
     if before is None and not _same(seen.taken[block.module], entering):
         raise _refuse(model, states, "is given neither the stream nor what a norm of the block makes of it")
     after = next((norm for norm in block.norms if norm in seen.taken and _same(seen.taken[norm], leaving)), None)
-    width = entering.shape[-1]
-    return (
-        NormMap.identity(width) if before is None else norm_map(before, seen.taken[before]),
-        None if after is None else norm_map(after, seen.taken[after]),
-    )
+    first = NormMap.identity(entering.shape[-1]) if before is None else norm_map(before, seen.taken[before])
+    return first, None if after is None else norm_map(after, seen.taken[after])
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
