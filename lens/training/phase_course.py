@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from lens.models.three_phase import ThreePhaseForCausalLM, transported_direction
 from lens.models.three_phase.transport import layers
@@ -66,9 +66,15 @@ def _shares(module: ThreePhaseForCausalLM, states: Float64[Tensor, "layer token 
 def _recorded(module: ThreePhaseForCausalLM) -> Iterator[list[Float[Tensor, "window position d"]]]:
     """The embedded tokens and the output of every block, before the final norm, which the library would put in the last one."""
     states: list[Tensor] = []
+
+    def read(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        states.append(given[0])
+
+    def made(_: nn.Module, __: Any, state: Any) -> None:
+        states.append(state)
+
     blocks = list(layers(module))
-    hooks = [blocks[0].register_forward_pre_hook(lambda _, given: states.append(given[0]))]
-    hooks += [block.register_forward_hook(lambda _, __, made: states.append(made)) for block in blocks]
+    hooks = [blocks[0].register_forward_pre_hook(read), *(block.register_forward_hook(made) for block in blocks)]
     try:
         yield states
     finally:

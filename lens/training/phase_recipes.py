@@ -136,7 +136,10 @@ def _recipe(name: str, content: str) -> PhaseRecipe:
     _require_known(name, "fields of the training", tables["training"], _names(Recipe) - {"name", "seed"})
     _require_known(name, "fields of the text", tables["text"], _names(TextRecipe))
     try:
-        text = TextRecipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in tables["text"].items()})
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in tables["text"].items()
+        }
+        text = TextRecipe(**values)
         training = replace(TRAINING, **{**tables["training"], "name": name})
         recipe = PhaseRecipe(name, str(told.get("title", name)), {**SHAPE, **tables["model"]}, training, text)
         recipe.config()

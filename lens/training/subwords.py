@@ -144,12 +144,17 @@ def subword_text(corpora: Sequence[Corpus], vocabulary: int) -> SubwordText:
         vocabulary: tokens, the 256 bytes and `END` among them.
 
     Raises:
-        InputError: too small a vocabulary, or no train document.
+        InputError: too small a vocabulary, no train document, or two corpora of one name.
     """
     from safetensors.numpy import load_file
 
     if not 257 < vocabulary <= 2**16:
         raise InputError(f"A vocabulary of {vocabulary} tokens", "258 to 65536", "1024")
+    names = [corpus.name for corpus in corpora]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"The corpora are called {', '.join(names)}", "a name for each, which tells losses apart", "renaming one"
+        )
     documents = sorted((d for corpus in corpora for d in corpus.part("train")), key=lambda d: d.digest)
     if not documents:
         raise InputError("No document is in the train part", "one at least", "a longer corpus")

@@ -13,9 +13,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from torch import nn
 
 from lens.base.cache import cache_folder, cache_lock
 from lens.base.errors import InputError
+from lens.base.files import atomic_file
 from lens.base.progress import Progress
-from lens.corpora import Corpus, Part, corpus
+from lens.corpora import Corpus, corpus
 from lens.models.load import load, quiet_transformers, require_device
 from lens.models.three_phase import PhaseRotation, ThreePhaseForCausalLM
 from lens.models.three_phase.modeling import Horn
@@ -115,7 +116,9 @@ def train_three_phase(
         if (kept := _finished(target, training.facts(), source)) is not None:
             tell_steps(watch, kept.steps)
             return TrainedModel(target, kept)
-        module = phase_model(chosen, seed).to(place)
+        module = phase_model(chosen, seed)
+        nn.Module.to(module, place)
+        held = _held_out(chosen, text)
         look = _Look(module, chosen, text)
         initial = look(0)
         loss = SubwordLoss(module, text, length=chosen.text.length, windows=chosen.text.windows, seed=seed)
@@ -123,8 +126,8 @@ def train_three_phase(
             training, module, loss, source=source, tokens_per_step=chosen.text.windows * chosen.text.length, folder=target,
             progress=progress, check=check, observe=look, watch=watch,
         )  # fmt: skip
-        results = {"initial": initial, **_save(module, text, target), **_tested(module, chosen, text), **_sizes(module, record)}
-        losses = _tested(load(target, device=place).module, chosen, text)["test_loss"]
+        results = {"initial": initial, **_save(module, text, target), **_tested(module, held), **_sizes(module, record)}
+        losses = _tested(load(target, device=place).module, held)["test_loss"]
         results["saved_test_loss"] = {name: _mean(values) for name, values in losses.items()}
         finished = replace(record, results=results)
         finished.write(target / RECORD)
@@ -174,16 +177,19 @@ class _Look:
         return look_at_phases(self.module, self.windows, self.phases)
 
 
-def _tested(module: nn.Module, recipe: PhaseRecipe, text: SubwordText) -> dict[str, dict[str, Any]]:
-    part: Part = "test"
+def _held_out(recipe: PhaseRecipe, text: SubwordText) -> dict[str, HeldOut]:
+    """Test windows by corpus; drawn before a training, which would be in vain without any."""
+    return {found.name: text.held_out("test", found, recipe.text.length, TEST_DOCUMENTS, TEST_WINDOWS) for found in text.corpora}
+
+
+def _tested(module: nn.Module, held: Mapping[str, HeldOut]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"test_loss": {}, "position_loss": {}, "bytes_per_token": {}}
-    for source in text.corpora:
-        held: HeldOut = text.held_out(part, source, recipe.text.length, TEST_DOCUMENTS, TEST_WINDOWS)
+    for name, part in held.items():
         with torch.no_grad():
-            losses = torch.cat([window_losses(module, windows).double().cpu() for windows in held.windows.split(32)])
-        found["test_loss"][source.name] = [round(value, 5) for value in held.by_document(losses)]
-        found["position_loss"][source.name] = [round(value, 5) for value in losses.mean(0).tolist()]
-        found["bytes_per_token"][source.name] = round(held.bytes_per_token, 4)
+            losses = torch.cat([window_losses(module, windows).double().cpu() for windows in part.windows.split(32)])
+        found["test_loss"][name] = [round(value, 5) for value in part.by_document(losses)]
+        found["position_loss"][name] = [round(value, 5) for value in losses.mean(0).tolist()]
+        found["bytes_per_token"][name] = round(part.bytes_per_token, 4)
     return found
 
 
@@ -198,13 +204,15 @@ def _mean(values: Sequence[float]) -> float:
 
 def _save(module: ThreePhaseForCausalLM, text: SubwordText, folder: Path) -> dict[str, int]:
     """Weights in bfloat16, but angles and learned horns, which move less than its steps, in float32."""
-    rounded = copy.deepcopy(module).to("cpu", torch.bfloat16)
+    rounded = copy.deepcopy(module)
+    nn.Module.to(rounded, "cpu", torch.bfloat16)
     for name, part in module.named_modules():
         if isinstance(part, (PhaseRotation, Horn)):
             rounded.get_submodule(name).float().load_state_dict(part.state_dict())
-    with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+    with quiet_transformers(), tempfile.TemporaryDirectory() as beside:
         rounded.save_pretrained(beside)
         text.tokenizer.save_pretrained(beside)
         for path in sorted(Path(beside).iterdir()):
-            os.replace(path, folder / path.name)
+            with atomic_file(folder / path.name) as temporary:
+                shutil.copyfile(path, temporary)
     return {"weight_bytes": (folder / "model.safetensors").stat().st_size}

@@ -12,7 +12,21 @@ import importlib
 
 from tests.benchmarks.measure import Row, SkippedError, machine_facts, table
 
-NAMES = ("run", "lens", "grid", "peer", "start", "moments", "fits", "tuned", "linearity", "memory", "explorer", "rope")
+NAMES = (
+    "run",
+    "lens",
+    "grid",
+    "peer",
+    "start",
+    "moments",
+    "fits",
+    "tuned",
+    "linearity",
+    "memory",
+    "explorer",
+    "rope",
+    "three_phase",
+)
 
 
 def main() -> None:

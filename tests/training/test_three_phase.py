@@ -187,6 +187,8 @@ def test_vocabulary_that_the_text_cannot_fill_is_refused(cache: Path):
     with pytest.raises(InputError, match="258 to 65536"):
         subword_text([made_up(3)], 100)
     assert list((cache / "subwords").iterdir()) == []
+    with pytest.raises(InputError, match="a name for each"):
+        subword_text([made_up(3), made_up(4)], 300)
 
 
 def test_loss_is_that_of_the_library(text: SubwordText):
@@ -229,6 +231,7 @@ def test_trained_model_opens_and_its_record_says_what_it_is(tmp_path: Path, text
     assert sorted(p.name for p in done.folder.iterdir()) == [
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", RECORD,
     ]  # fmt: skip
+    assert len({path.stat().st_mode for path in done.folder.iterdir()}) == 1  # whoever may read one may read all
     record = read_record(done.folder / RECORD)
     assert record == done.record
     assert [number for number, _ in seen] == list(range(1, STEPS + 1))
@@ -256,6 +259,18 @@ def test_trained_model_opens_and_its_record_says_what_it_is(tmp_path: Path, text
     assert np.mean(results["position_loss"]["made up"]) == pytest.approx(np.mean(tested), abs=0.05)
     held = text.held_out("test", text.corpora[0], 16, 64, 4)
     assert results["bytes_per_token"]["made up"] == pytest.approx(held.bytes_per_token, abs=1e-4)
+
+
+def test_text_without_test_documents_is_refused_before_a_step(tmp_path: Path):
+    train_and_validation = [d.text for d in made_up().documents if d.part != "test"]
+
+    def never() -> None:
+        raise AssertionError("a step was begun")
+
+    with pytest.raises(InputError, match="No test document"):
+        train_three_phase(
+            small("three-phase-n3"), folder=tmp_path, corpora=[Corpus("made up", train_and_validation)], check=never
+        )
 
 
 def test_two_trainings_with_one_seed_are_the_same_bits(tmp_path: Path):
