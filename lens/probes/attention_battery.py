@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Float64
 
 from lens.base.errors import InputError
 from lens.base.provenance import library_versions
-from lens.models.heads import HeadStates
+from lens.models.heads import HeadStates, head_states
 from lens.models.model import Model
 from lens.probes import attention_entropy, attention_spectrum, log_normality, offset_profile
 from lens.probes.dataset import exact, texts, variable
@@ -28,7 +28,7 @@ from lens.probes.patterns import reduced
 from lens.probes.positional_kernel import diagonal_score, previous_token_score
 from lens.probes.singular_values import RANKS, SAMPLED, TOP, contraction, dobrushin, kept_values, spectrum_of_matrix
 
-FEWEST = 3  # tokens of a text
+FEWEST = 3  # tokens of a text, without the first where it is dropped
 NEAR = 8  # keys that count as near, the token itself included
 SOURCE = "; ".join(probe.SOURCE for probe in (attention_spectrum, attention_entropy, log_normality, offset_profile))
 
@@ -121,7 +121,7 @@ def attention_battery(
         InputError: no block, blocks of several numbers of heads, fewer than three tokens, or no such measure.
     """
     blocks = [states] if isinstance(states, HeadStates) else list(states)
-    names = _require(blocks, measures)
+    names = _require(blocks, measures, FEWEST + drop_sink)
     wanted = [group for group, members in _GROUPS.items() if not members.keys().isdisjoint(names)]
     rows = []
     for block in blocks:
@@ -170,7 +170,7 @@ def head_detail(states: HeadStates, head: int, *, drop_sink: bool = False, renor
     Raises:
         InputError: no such head, or fewer than three tokens.
     """
-    _require([states], None)
+    _require([states], None, FEWEST + drop_sink)
     one = Head(states, head, drop_sink=drop_sink, renormalise=renormalise)
     size, seen = len(one.weights), one.seen
     rows, _ = one.concentration
@@ -210,7 +210,7 @@ def head_detail(states: HeadStates, head: int, *, drop_sink: bool = False, renor
 
 
 def battery_cost(model: Model, positions: int, blocks: Sequence[int] | None = None) -> dict[str, int]:
-    """What the battery of a text takes, before it is run.
+    """What the battery of a text takes, before it is run; one token is run for it.
 
     Args:
         model: the model.
@@ -222,25 +222,28 @@ def battery_cost(model: Model, positions: int, blocks: Sequence[int] | None = No
         linear algebra, from the leading terms of the algorithms; `singular_values` of a head.
 
     Raises:
-        InputError: fewer than three positions.
+        InputError: fewer than three positions, or no such block. UnsupportedModelError: see `lens.head_states`.
     """
     if positions < FEWEST:
         raise InputError(f"{positions} positions", f"{FEWEST} or more", "a longer text")
-    config = model.module.config.get_text_config()
-    count, heads = model.n_layers if blocks is None else len(blocks), config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    states = head_states(model, [0], blocks)
+    heads, kept = sum(len(block.query) for block in states), kept_values(positions)
     passed = positions * sum(one.numel() for one in model.module.base_model.parameters())
-    kept = kept_values(positions)
     # Of a complete decomposition 4/3 n³ for σ, and n³ + 2/3 n³ for κ; of the largest, about 10 rounds with two products each.
     algebra = 3 * positions**3 if kept == positions else (20 * (TOP + 16) + positions) * positions**2
     pairs = min(positions, SAMPLED) ** 2 // 2 * positions
+    logits = sum(block.query.shape[0] * (block.query.shape[2] + 20) for block in states) * positions**2
     return {
-        "heads": count * heads,
-        "bytes": 4 * count * positions * width * (heads + 2 * kv_heads) + 8 * 8 * positions**2,
-        "multiplications": passed + count * heads * (algebra + pairs + (width + 20) * positions**2),
+        "heads": heads,
+        "bytes": positions * sum(_bytes(block) for block in states) + 8 * 8 * positions**2,
+        "multiplications": passed + heads * (algebra + pairs) + logits,
         "singular_values": kept,
     }
+
+
+def _bytes(states: HeadStates) -> int:
+    """Of one position."""
+    return sum(side.element_size() * side.shape[0] * side.shape[2] for side in (states.query, states.key, states.value))
 
 
 # -- one head -------------------------------------------------------------------------------------------------------------
@@ -331,15 +334,15 @@ _READ: dict[str, Callable[[Head], dict[str, float]]] = {
 }
 
 
-def _require(blocks: Sequence[HeadStates], measures: Sequence[str] | None) -> list[str]:
+def _require(blocks: Sequence[HeadStates], measures: Sequence[str] | None, fewest: int) -> list[str]:
     """Names of the measures that are wanted, or why there can be none."""
     shapes = {tuple(block.query.shape[:2]) for block in blocks}
     if len(shapes) != 1:
         found = "No block" if not blocks else f"{len(shapes)} numbers of heads or positions"
         raise InputError(found, "one block or more, of one text and one number of heads", "the blocks of one kind at a time")
     ((_, size),) = shapes
-    if size < FEWEST:
-        raise InputError(f"{size} tokens", f"{FEWEST} or more", "a longer text")
+    if size < fewest:
+        raise InputError(f"{size} tokens", f"{fewest} or more", "a longer text")
     names = list(MEASURES) if measures is None else list(measures)
     wrong: Any = [name for name in names if name not in MEASURES]
     if wrong or not names:

@@ -16,7 +16,7 @@ from lens.probes.dataset import exact
 from lens.probes.low_pass import attention_factors, attention_response, low_pass
 from lens.probes.rank_collapse import attention_path, collapse_measures, rank_collapse
 from lens.probes.token_spectrum import token_spectrum
-from lens.probes.verdict import document_interval, verdict
+from lens.probes.verdict import judged
 
 DONG, WANG = "Dong et al., arXiv 2103.03404", "Wang et al., arXiv 2203.05962"
 WU, OURS = "Wu et al., arXiv 2405.18781", "ours, from no paper"
@@ -117,17 +117,9 @@ def collapse_verdicts(claims: xr.Dataset) -> list[dict[str, Any]]:
     documents = [claims.isel(document=number) for number in range(claims.sizes["document"])]
     return [
         {"claim": claim, "source": source, "measured": measured, "threshold": threshold,
-         **_judged([statistic(document) for document in documents], threshold)}
+         **judged([statistic(document) for document in documents], threshold)}
         for claim, source, measured, threshold, statistic in _CLAIMS
     ]  # fmt: skip
-
-
-def _judged(values: Sequence[float], threshold: float) -> dict[str, Any]:
-    if np.isnan(values).any():
-        return {"value": None, "low": None, "high": None, "verdict": "untested"}
-    low, high = document_interval(values, np.mean)
-    found = {"value": float(np.mean(values)), "low": low, "high": high}
-    return {**{name: round(one, 3) for name, one in found.items()}, "verdict": verdict((low, high), at_least=threshold)}
 
 
 def ratios(claims: xr.Dataset, variant: str) -> np.ndarray:

@@ -26,7 +26,7 @@ from lens.probes.positional_kernel import (
     previous_token_score,
     rebased,
 )
-from lens.probes.verdict import document_interval, verdict
+from lens.probes.verdict import judged
 
 BARBERO = "Barbero et al., arXiv 2410.06205"
 SOURCE = f"{BARBERO}, section 4 (Gemma-7B); Du et al., arXiv 2605.15514; arXiv 2511.09146"
@@ -171,17 +171,9 @@ def lane_verdicts(claims: xr.Dataset) -> list[dict[str, Any]]:
     documents = [claims.isel(document=number) for number in range(claims.sizes["document"])]
     return [
         {"claim": claim, "source": source, "measured": measured, "threshold": threshold,
-         **_judged([statistic(document) for document in documents], threshold)}
+         **judged([statistic(document) for document in documents], threshold)}
         for claim, source, measured, threshold, statistic in _CLAIMS
     ]  # fmt: skip
-
-
-def _judged(values: Sequence[float], threshold: float) -> dict[str, Any]:
-    if np.isnan(values).any():
-        return {"value": None, "low": None, "high": None, "verdict": "untested"}
-    low, high = document_interval(values, np.mean)
-    found = {"value": float(np.mean(values)), "low": low, "high": high}
-    return {**{name: round(one, 3) for name, one in found.items()}, "verdict": verdict((low, high), at_least=threshold)}
 
 
 def lane_numbers(claims: xr.Dataset) -> dict[str, Any]:

@@ -247,6 +247,22 @@ def test_costs_are_known_beforehand(llama, states):
         battery_cost(llama, 2)
 
 
+def test_costs_of_heads_that_a_configuration_does_not_tell():
+    """Compressed keys and values (DeepSeek), and heads of several widths (Gemma 4)."""
+    for family in ("deepseek-v2", "gemma4"):
+        model = lens.load(build(family))
+        states = lens.head_states(model, IDS)
+        held = sum(4 * (block.query.numel() + block.key.numel() + block.value.numel()) for block in states)
+        assert battery_cost(model, len(IDS))["bytes"] == held + 64 * len(IDS) ** 2
+
+
+def test_without_the_first_token_three_are_left():
+    short = random_states(3)
+    assert np.isfinite(attention_battery(short).previous_token).all()
+    with pytest.raises(InputError, match="3 tokens.*4 or more"):
+        attention_battery(short, drop_sink=True)
+
+
 def test_entropy_of_equal_logits_is_the_logarithm():
     found = attention_battery(random_states(20, scaling=0.0), measures=["entropy_gap", "logit_variance"]).isel(block=0, head=0)
     assert float(found.entropy_gap) == pytest.approx(0, abs=1e-12)

@@ -64,14 +64,15 @@ def test_default_ranks_have_linformers_quarter(model):
     found = low_rank_attention(model, DOCUMENTS, tokens=TOKENS)
     assert found.kept.to_numpy().tolist() == [1, 4, 8]
     rows = low_rank_verdicts(found)
-    assert len(rows) == 5
+    assert len(rows) == 6
     for row in rows:
         assert row["low"] <= row["value"] <= row["high"]
     share = found.singular_share.sel(rank=4)
     assert rows[0]["value"] == round(float(share.mean()), 3)
-    assert rows[1]["value"] == pytest.approx(float(share.mean() - found.uniform_singular_share.sel(rank=4)), abs=1e-3)
-    assert rows[2]["value"] == pytest.approx(float(share.isel(block=2).mean() - share.isel(block=0).mean()), abs=1e-3)
-    for row, part in zip(rows[3:], ("best", "masked"), strict=True):
+    assert [rows[row]["threshold"] for row in (0, 1)] == [0.5, 0.9]
+    assert rows[2]["value"] == pytest.approx(float(share.mean() - found.uniform_singular_share.sel(rank=4)), abs=1e-3)
+    assert rows[3]["value"] == pytest.approx(float(share.isel(block=2).mean() - share.isel(block=0).mean()), abs=1e-3)
+    for row, part in zip(rows[4:], ("best", "masked"), strict=True):
         assert row["value"] == pytest.approx(-float(found.cost.sel(part=part, kept=4)), abs=1e-3)
 
 
@@ -81,7 +82,7 @@ def test_words_follow_the_numbers(found, share, cost, words):
     made.singular_share[:] = share + 1e-3 * np.arange(3)[:, None, None, None]
     made["loss_after"] = (made.loss + cost).broadcast_like(made.loss_after).transpose(*made.loss_after.dims)
     rows = low_rank_verdicts(made)
-    assert [rows[row]["verdict"] for row in (0, 3, 4)] == [words] * 3
+    assert [rows[row]["verdict"] for row in (0, 1, 4, 5)] == [words] * 4
     assert rows[0]["value"] == round(share + 1e-3, 3)
 
 
