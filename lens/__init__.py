@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lens.collect import collect_moments as collect_moments
     from lens.corpora import corpus as corpus
     from lens.figures.table import text_table as table
-    from lens.models import attention_operators as operators
     from lens.models import edits as edits
+    from lens.models import operators as operators
     from lens.models.frequencies import rope_table as rope_table
     from lens.models.head_weights import head_weights as head_weights
     from lens.models.heads import head_states as head_states
@@ -201,7 +201,7 @@ _PUBLIC = {
     "lane_claims": "lens.probes.lane_claims:lane_claims",
     "lane_verdicts": "lens.probes.lane_claims:lane_verdicts",
     "edits": "lens.models.edits:",
-    "operators": "lens.models.attention_operators:",
+    "operators": "lens.models.operators:",
     "linearity": "lens.probes.linearity:linearity",
     "document_interval": "lens.probes.verdict:document_interval",
     "verdict": "lens.probes.verdict:verdict",

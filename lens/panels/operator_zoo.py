@@ -15,12 +15,12 @@ from lens.base.text import visible
 from lens.figures.head_lanes import signed
 from lens.figures.operator_zoo import MAPS, SHOWN, operator_maps, operator_measures_chart, operator_zoo_chart
 from lens.figures.page import widget_source
-from lens.models.attention_operators import OPERATORS
 from lens.models.catalogue import NAMED_MODELS
 from lens.models.heads import HeadStates, head_states
 from lens.models.load import load
 from lens.models.locks import ModelLock
 from lens.models.model import Model
+from lens.models.operators import OPERATORS
 from lens.models.tokens import pieces
 from lens.panels.chart import Chart
 from lens.panels.fitted import ChartPanel
@@ -95,7 +95,7 @@ class OperatorZoo(ChartPanel):
         model: a `lens.Model`, or anything `lens.load` takes.
         text: 3 to 40 tokens.
         block, head: whose queries and keys; by default the head whose effective rank is the middle one of all.
-        operator: one of `lens.models.attention_operators.OPERATORS`.
+        operator: one of `lens.operators.OPERATORS`.
         parameter: its number (temperature, power, rank, size of a diagonal block); None for the one it comes with.
         measure: of the bars, one of `lens.figures.operator_zoo.SHOWN`.
 

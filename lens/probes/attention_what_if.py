@@ -18,9 +18,9 @@ from torch import Tensor
 from lens.base.errors import InputError
 from lens.base.progress import Progress, Step, terminal_progress
 from lens.corpora import Document
-from lens.models.attention_operators import AttentionInput, Operator, Softmax
 from lens.models.edits.attention import replace_attention
 from lens.models.model import Model, evaluation_mode
+from lens.models.operators import AttentionInput, Operator, Softmax
 from lens.models.run import residual_states
 from lens.probes.dataset import texts, variable
 from lens.probes.singular_values import rank_measures

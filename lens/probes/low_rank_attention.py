@@ -23,9 +23,9 @@ from torch import Tensor
 from lens.base.errors import InputError
 from lens.base.progress import Progress, Step, terminal_progress
 from lens.corpora import Document
-from lens.models.attention_operators import AttentionInput, LowRank, Softmax
 from lens.models.edits.attention import replace_attention
 from lens.models.model import Model
+from lens.models.operators import AttentionInput, LowRank, Softmax
 from lens.probes.attention_what_if import LITTLE, Noting, cost_over, token_ids, token_losses
 from lens.probes.dataset import exact, texts, variable
 from lens.probes.verdict import judged

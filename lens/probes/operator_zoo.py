@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lens.base.errors import InputError
 from lens.base.provenance import library_versions
-from lens.models.attention_operators import OPERATORS, AttentionInput, Operator, Softmax, operator_weights
 from lens.models.heads import HeadStates, turn_lanes
+from lens.models.operators import OPERATORS, AttentionInput, Operator, Softmax, operator_weights
 from lens.probes.dataset import exact, texts, variable
 from lens.probes.singular_values import contraction, dobrushin, eigenvalues, spectrum_of_matrix
 
@@ -76,7 +76,7 @@ def operator_zoo(
         given: a block's states from `lens.head_states`, whose window and learned sinks are kept, or bare arrays from
             `bare_input`.
         head: which query head.
-        operators: names and operators; by default every one of `lens.models.attention_operators.OPERATORS` as it comes.
+        operators: names and operators; by default every one of `lens.operators.OPERATORS` as it comes.
         check: called before every operator; raising from it stops the work.
 
     Returns:

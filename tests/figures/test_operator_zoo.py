@@ -12,7 +12,7 @@ from lens.base.errors import InputError
 from lens.figures.chart import chart
 from lens.figures.operator_zoo import FIXED, MAPS, SHOWN, operator_maps, operator_measures_chart, operator_zoo_chart
 from lens.figures.static_chart import static_figure
-from lens.models.attention_operators import OPERATORS, LowRank, Softmax
+from lens.models.operators import OPERATORS, LowRank, Softmax
 from lens.probes.operator_zoo import bare_input, operator_zoo
 
 TOKENS = ["<b>a", " b", " c", " d", " e", "\n"]

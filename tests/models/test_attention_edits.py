@@ -15,7 +15,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lens.base.errors import Cancelled, InputError, MemoryEstimateError, UnsupportedModelError
-from lens.models.attention_operators import (
+from lens.models.edits import attention, replace_attention, replace_block, rope_base
+from lens.models.edits.kernels import edited_blocks
+from lens.models.heads import HeadStates, head_states
+from lens.models.model import Model
+from lens.models.operators import (
     OPERATORS,
     Alibi,
     AttentionInput,
@@ -30,10 +34,6 @@ from lens.models.attention_operators import (
     UniversalRelative,
     weights,
 )
-from lens.models.edits import attention, replace_attention, replace_block, rope_base
-from lens.models.edits.kernels import edited_blocks
-from lens.models.heads import HeadStates, head_states
-from lens.models.model import Model
 from lens.models.run import residual_states
 from tests.models.families import FAMILIES, ROTARY_FAMILIES, build
 from tests.models.test_offload import elsewhere_in_memory, on_disk

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import lens
-from lens.models.attention_operators import OPERATORS, ReweightedSoftplus, Softmax, Uniform
 from lens.models.heads import head_states
+from lens.models.operators import OPERATORS, ReweightedSoftplus, Softmax, Uniform
 from lens.panels.operator_zoo import LONGEST, OperatorZoo
 from lens.probes.attention_what_if import attention_what_if_text
 from lens.probes.operator_zoo import operator_zoo

@@ -7,8 +7,8 @@ import torch
 import lens
 from lens.base.errors import InputError
 from lens.corpora import Document
-from lens.models.attention_operators import FirstToken, Identity, LowRank, PreviousToken, Softmax, Uniform
 from lens.models.edits.attention import replace_attention
+from lens.models.operators import FirstToken, Identity, LowRank, PreviousToken, Softmax, Uniform
 from lens.probes.attention_entropy import attention_entropy
 from lens.probes.attention_spectrum import attention_spectrum
 from lens.probes.attention_what_if import (

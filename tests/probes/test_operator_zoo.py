@@ -6,8 +6,8 @@ import torch
 
 import lens
 from lens.base.errors import InputError
-from lens.models.attention_operators import OPERATORS, FirstToken, Identity, LowRank, PreviousToken, Softmax, Softplus, Uniform
 from lens.models.heads import head_states
+from lens.models.operators import OPERATORS, FirstToken, Identity, LowRank, PreviousToken, Softmax, Softplus, Uniform
 from lens.probes.attention_entropy import attention_entropy
 from lens.probes.attention_spectrum import attention_spectrum
 from lens.probes.operator_zoo import ZOO_MEASURES, bare_input, head_input, operator_zoo

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lens.base.errors import InputError, UnsupportedModelError
-from lens.models.attention_operators import AttentionInput, LowRank, Operator, Softmax, operator_name, operator_weights
 from lens.models.edits.kernels import Given, Kernel, stepping_in
 from lens.models.model import Model, evaluation_mode
+from lens.models.operators import AttentionInput, LowRank, Operator, Softmax, operator_name, operator_weights
 from lens.models.run import require_memory
 
 Heads = Mapping[int, tuple[int, ...]]
@@ -84,7 +84,7 @@ def replace_attention(
 
     Args:
         model: the model, which is held for the whole body.
-        operator: one of `lens.models.attention_operators`, or any callable of an `AttentionInput`, which is given tensors
+        operator: one of `lens.operators`, or any callable of an `AttentionInput`, which is given tensors
             `[sequence, head, …]` of the named heads, and first of all four positions of made-up states, to see that it
             gives weights. What becomes of learned sinks is its own matter.
         blocks: which; None for all that have attention.

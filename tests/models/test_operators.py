@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lens.base.errors import InputError
-from lens.models.attention_operators import (
+from lens.models.log_normal_kernel import log_weights
+from lens.models.operators import (
     OPERATORS,
     Alibi,
     AttentionInput,
@@ -30,7 +31,6 @@ from lens.models.attention_operators import (
     operator_name,
     weights,
 )
-from lens.models.log_normal_kernel import log_weights
 
 HEADS, TOKENS, WIDTH = 3, 24, 16
 CAUSAL = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
