@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from lens.probes.attention_entropy import attention_entropy as attention_entropy
     from lens.probes.attention_growth import attention_growth as attention_growth
     from lens.probes.attention_spectrum import attention_spectrum as attention_spectrum
+    from lens.probes.attention_spectrum import logit_spectrum as logit_spectrum
     from lens.probes.attention_what_if import attention_what_if as attention_what_if
+    from lens.probes.attention_what_if import attention_what_if_blocks as attention_what_if_blocks
     from lens.probes.attention_what_if import what_if_verdicts as what_if_verdicts
     from lens.probes.band_entropy import band_entropy as band_entropy
     from lens.probes.cka import cka as cka
@@ -60,16 +62,22 @@ if TYPE_CHECKING:
     from lens.probes.lanes import lane_offsets as lane_offsets
     from lens.probes.lanes import lane_usage as lane_usage
     from lens.probes.layer_spectrum import layer_spectrum as layer_spectrum
+    from lens.probes.layer_spectrum import power_law as power_law
     from lens.probes.linearity import linearity as linearity
     from lens.probes.log_normality import log_normality as log_normality
     from lens.probes.logit_lens import follow_token as follow_token
     from lens.probes.logit_lens import logit_lens as logit_lens
+    from lens.probes.low_pass import attention_factors as attention_factors
+    from lens.probes.low_pass import attention_response as attention_response
     from lens.probes.low_pass import low_pass as low_pass
     from lens.probes.low_rank_attention import low_rank_attention as low_rank_attention
     from lens.probes.low_rank_attention import low_rank_verdicts as low_rank_verdicts
     from lens.probes.offset_profile import offset_profile as offset_profile
+    from lens.probes.offset_profile import shuffled_profile as shuffled_profile
     from lens.probes.operator_zoo import operator_zoo as operator_zoo
+    from lens.probes.ov_circuit import arriving_states as arriving_states
     from lens.probes.ov_circuit import ov_circuit as ov_circuit
+    from lens.probes.ov_directions import ov_directions as ov_directions
     from lens.probes.phase_balance import phase_balance as phase_balance
     from lens.probes.phase_correlation import phase_correlation as phase_correlation
     from lens.probes.phase_published import published_runs as published_runs
@@ -79,7 +87,9 @@ if TYPE_CHECKING:
     from lens.probes.procrustes import procrustes as procrustes
     from lens.probes.published_lens import load_published_lens as load_published_lens
     from lens.probes.qk_circuit import qk_circuit as qk_circuit
+    from lens.probes.random_tokens import repeated_tokens as repeated_tokens
     from lens.probes.rank_collapse import rank_collapse as rank_collapse
+    from lens.probes.relative_kernel import relative_kernel as relative_kernel
     from lens.probes.replacement import cumulative_replacement as cumulative_replacement
     from lens.probes.replacement import replacement_cost as replacement_cost
     from lens.probes.rope import rope_frequencies as rope_frequencies
@@ -103,6 +113,7 @@ if TYPE_CHECKING:
     from lens.probes.spectrum import spectrum as spectrum
     from lens.probes.theta_drift import published_drift as published_drift
     from lens.probes.theta_drift import theta_drift as theta_drift
+    from lens.probes.token_spectrum import band_readout as band_readout
     from lens.probes.token_spectrum import token_spectrum as token_spectrum
     from lens.probes.tuned_lens import fit_tuned_lens as fit_tuned_lens
     from lens.probes.tuned_lens import load_tuned_lens as load_tuned_lens
@@ -179,6 +190,17 @@ _PUBLIC = {
     "copying_verdicts": "lens.probes.copying_claims:copying_verdicts",
     "low_rank_verdicts": "lens.probes.low_rank_attention:low_rank_verdicts",
     "what_if_verdicts": "lens.probes.attention_what_if:what_if_verdicts",
+    "logit_spectrum": "lens.probes.attention_spectrum:logit_spectrum",
+    "shuffled_profile": "lens.probes.offset_profile:shuffled_profile",
+    "arriving_states": "lens.probes.ov_circuit:arriving_states",
+    "ov_directions": "lens.probes.ov_directions:ov_directions",
+    "repeated_tokens": "lens.probes.random_tokens:repeated_tokens",
+    "attention_response": "lens.probes.low_pass:attention_response",
+    "attention_factors": "lens.probes.low_pass:attention_factors",
+    "band_readout": "lens.probes.token_spectrum:band_readout",
+    "power_law": "lens.probes.layer_spectrum:power_law",
+    "relative_kernel": "lens.probes.relative_kernel:relative_kernel",
+    "attention_what_if_blocks": "lens.probes.attention_what_if:attention_what_if_blocks",
     "vocabulary_maps": "lens.models.vocabulary_maps:vocabulary_maps",
     "head_weights": "lens.models.head_weights:head_weights",
     "theta_drift": "lens.probes.theta_drift:theta_drift",

@@ -11,17 +11,17 @@ import xarray as xr
 
 from lens.base.errors import InputError
 from lens.corpora import Document
-from lens.models.attention_operators import AttentionInput
 from lens.models.edits.attention import replace_attention
 from lens.models.head_weights import head_weights
 from lens.models.model import Model
+from lens.models.operators import AttentionInput
 from lens.models.vocabulary_maps import vocabulary_maps
 from lens.probes.copying_behaviour import copying_behaviour, rank_correlation
 from lens.probes.dataset import texts as labels
 from lens.probes.dataset import variable
 from lens.probes.ov_circuit import arriving_states, ov_circuit
 from lens.probes.random_tokens import repeated_tokens
-from lens.probes.verdict import document_interval, verdict
+from lens.probes.verdict import judged
 
 ELHAGE = "Elhage et al. 2021, A Mathematical Framework for Transformer Circuits"
 OLSSON = "Olsson et al. 2022, In-context Learning and Induction Heads"
@@ -140,15 +140,9 @@ def copying_verdicts(claims: xr.Dataset) -> list[dict[str, Any]]:
         Weights have no documents: what rests on them alone has its interval over blocks or over heads.
     """
     return [
-        {"claim": claim, "source": source, "measured": measured, "threshold": threshold, **_judged(units(claims), threshold)}
+        {"claim": claim, "source": source, "measured": measured, "threshold": threshold, **judged(list(units(claims)), threshold)}
         for claim, source, measured, threshold, units in _CLAIMS
     ]
-
-
-def _judged(values: Sequence[float] | np.ndarray, threshold: float) -> dict[str, Any]:
-    low, high = document_interval(list(values), np.mean)
-    found = {"value": float(np.mean(values)), "low": low, "high": high}
-    return {**{name: round(one, 3) for name, one in found.items()}, "verdict": verdict((low, high), at_least=threshold)}
 
 
 def score_of(claims: xr.Dataset, circuit: str) -> np.ndarray:
