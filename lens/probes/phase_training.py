@@ -16,6 +16,13 @@ from lens.training.phase_course import DIRECTIONS
 from lens.training.three_phase import RECORD
 
 SOURCE = "a training of ours, in the manner of Abu Ayyash, arXiv 2604.14430; the transported direction and its share: our own"
+_PLACES = {
+    "layer": "residual state (0 is the embedding)",
+    "phase": "phase, from the first channels on",
+    "block": "block",
+    "pair": "pair of channels in each phase",
+    "position": "position in the window",
+}
 _DRIFT = ("drift", "norm", "rms", "shift", "spread", "initial", "decay_shift")
 
 
@@ -55,6 +62,8 @@ def phase_training(trained: Record | Path | str) -> xr.Dataset:
         "corpus": texts(("document",), [name for name, values in _by_corpus(record) for _ in values], "corpus of the document"),
         "corpus_name": texts(("corpus_name",), [name for name, _ in _by_corpus(record)], "corpus"),
     }
+    sizes = xr.Dataset(found).sizes
+    coordinates |= {name: variable((name,), np.arange(sizes[name]), words) for name, words in _PLACES.items() if name in sizes}
     return xr.Dataset(found, coordinates, _facts(record))
 
 

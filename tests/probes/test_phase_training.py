@@ -69,6 +69,7 @@ def test_dataset_survives_a_file(trained: dict[str, TrainedModel], tmp_path):
     found.to_netcdf(tmp_path / "d.nc", engine="h5netcdf")
     with xr.open_dataset(tmp_path / "d.nc", engine="h5netcdf") as again:
         assert again.equals(found)
+        assert set(again.dims) - set(again.coords) == {"document"}  # which has the name of its corpus
         assert again.attrs["recipe"] == "three-phase-n3"
         assert again.attrs["model_num_phases"] == 3
     assert all(variable.attrs["units"] and variable.attrs["long_name"] for variable in found.data_vars.values())
