@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from lens.probes.phase_balance import phase_balance as phase_balance
     from lens.probes.phase_correlation import phase_correlation as phase_correlation
     from lens.probes.phase_published import published_runs as published_runs
+    from lens.probes.phase_training import phase_training as phase_training
     from lens.probes.phase_turn import phase_turn as phase_turn
     from lens.probes.positional_kernel import key_order as key_order
     from lens.probes.positional_kernel import positional_kernel as positional_kernel
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     from lens.probes.tuned_lens import load_tuned_lens as load_tuned_lens
     from lens.probes.verdict import document_interval as document_interval
     from lens.probes.verdict import verdict as verdict
+    from lens.training.three_phase import train_three_phase as train_three_phase
 
 # Public name -> where it lives. A public function never shares its name with a direct submodule:
 # importing the submodule would replace the function.
@@ -213,6 +215,8 @@ _PUBLIC = {
     "horn_cost": "lens.probes.horn_effect:horn_cost",
     "horn_logits": "lens.probes.horn_effect:horn_logits",
     "published_runs": "lens.probes.phase_published:published_runs",
+    "train_three_phase": "lens.training.three_phase:train_three_phase",
+    "phase_training": "lens.probes.phase_training:phase_training",
     "absorb_rotation": "lens.models.three_phase:absorb_rotation",
     "lane_usage": "lens.probes.lanes:lane_usage",
     "lane_logits": "lens.probes.lanes:lane_logits",

@@ -13,20 +13,9 @@ import importlib
 from tests.benchmarks.measure import Row, SkippedError, machine_facts, table
 
 NAMES = (
-    "run",
-    "lens",
-    "grid",
-    "peer",
-    "start",
-    "moments",
-    "fits",
-    "tuned",
-    "linearity",
-    "memory",
-    "explorer",
-    "rope",
-    "three_phase",
-)
+    "run", "lens", "grid", "peer", "start", "moments", "fits", "tuned", "linearity", "memory", "explorer", "rope", "attention",
+    "head_grid", "three_phase",
+)  # fmt: skip
 
 
 def main() -> None:
