@@ -18,10 +18,7 @@ from lens.base.text import html_safe, visible
 from lens.figures.export import export_table
 from lens.figures.head_grid import VALUES, block_spec, detail_spec, overview_spec, sends_block, short_name
 from lens.figures.head_grid_page import head_grid_page, picture, require_suffix, write
-from lens.models.catalogue import NAMED_MODELS
 from lens.models.heads import HeadStates, head_states
-from lens.models.load import load
-from lens.models.locks import ModelLock
 from lens.models.model import Model
 from lens.models.tokens import encode, pieces
 from lens.panels.atlas_words import estimate, left_out, sentence
@@ -29,6 +26,7 @@ from lens.panels.fitted import ChartPanel
 from lens.panels.head_grid import HeadGrid
 from lens.panels.head_lanes import EXAMPLE
 from lens.panels.panel import Job
+from lens.panels.text_panel import TextPanel
 from lens.probes.attention_battery import MEASURES, attention_battery, battery_cost
 from lens.probes.seen_patterns import seen_detail, seen_pattern
 from lens.probes.singular_values import EXACT, RANKS
@@ -101,7 +99,7 @@ class _Result:
             return self._kept[key]
 
 
-class AttentionAtlas(ChartPanel):
+class AttentionAtlas(TextPanel):
     """All heads of a model by any measure of their attention, linked to one head's pattern, scree plot and text.
 
     Args:
@@ -142,14 +140,9 @@ class AttentionAtlas(ChartPanel):
         values: str = "attention",
         direction: str = "to",
     ):
-        self._models: dict[str, Any] = {name: name for name in NAMED_MODELS} | {_name(model): model}
-        self._states: tuple[Any, tuple[HeadStates, ...]] | None = None
+        self._states: tuple[Any, tuple[HeadStates, ...], dict[str, int]] | None = None
         narrow = widgets.Layout(width="auto")
-        box = widgets.Text(text, placeholder="Type a sentence and press Enter", continuous_update=False)
-        box.layout = widgets.Layout(flex="1 1 20em", width="auto")
         top = {
-            "text": box,
-            "model": widgets.Dropdown(options=list(self._models.items()), value=model, layout=narrow, tooltip="model"),
             "length": widgets.Dropdown(options=_lengths(length), value=length, layout=narrow, tooltip="tokens that are read"),
             "drop_sink": widgets.ToggleButton(
                 drop_sink, description="without first token", layout=narrow,
@@ -157,14 +150,10 @@ class AttentionAtlas(ChartPanel):
             ),
         }  # fmt: skip
         view = {"block": block, "head": head, "token": token, "measure": measure, "values": values, "direction": direction}
-        settings = {"model": model, "text": text, "length": length, "drop_sink": drop_sink}
-        super().__init__(settings, view, top, {})
+        super().__init__(model, text, view, {}, settings={"length": length, "drop_sink": drop_sink}, top=top)
         for name in ("measure", "values", "direction"):
             self.chart.observe(self._on_control(name), name)
         self._open(view)
-
-    def __repr__(self) -> str:
-        return f"AttentionAtlas(model={_name(self._settings['model'])!r}, text={self._settings['text']!r})"
 
     # -- for cells --------------------------------------------------------------------------------
 
@@ -216,12 +205,9 @@ class AttentionAtlas(ChartPanel):
 
     def _compute(self, job: Job) -> _Result:
         settings = job.settings
-        chosen = settings["model"]
-        model = chosen if isinstance(chosen, Model) else load(chosen, progress=job.progress)
-        ids, cut = _ids(model, settings)
-        cost = battery_cost(model, len(ids))
-        job.say(estimate(cost))
-        states = self._read(job, model, ids)
+        model = self._model(job)
+        ids, cut = _ids(model, self._text(job), settings["length"])
+        states, cost = self._read(job, model, ids)
         check = job.check_blocks(cost["heads"], estimate(cost))
         names = None if len(ids) <= EXACT else [name for name in MEASURES if name not in _SPECTRAL]
         heads = attention_battery(states, drop_sink=bool(settings["drop_sink"]), measures=names, check=check)
@@ -229,14 +215,19 @@ class AttentionAtlas(ChartPanel):
         tokens = tuple(pieces(model.tokenizer, ids))
         return _Result(model, tuple(ids), tokens, {one.block: one for one in states}, heads, bool(settings["drop_sink"]), cut)
 
-    def _read(self, job: Job, model: Model, ids: Sequence[int]) -> tuple[HeadStates, ...]:
-        """Queries and keys of a text; those of the last text are still there, as long as nothing in the model has changed."""
+    def _read(self, job: Job, model: Model, ids: Sequence[int]) -> tuple[tuple[HeadStates, ...], dict[str, int]]:
+        """Queries and keys of a text, and what the battery takes.
+
+        Those of the last text are still there, as long as nothing in the model has changed.
+        """
         key = (model, tuple(ids), tuple(model.edits))
         if self._states is None or self._states[0] != key:
             with job.holding(model.lock, "running for its heads"):
+                cost = battery_cost(model, len(ids))
+                job.say(estimate(cost))
                 found = head_states(model, ids, check=job.check_blocks(model.n_layers, "running"))
-            self._states = (key, found)
-        return self._states[1]
+            self._states = (key, found, cost)
+        return self._states[1:]
 
     # -- view -------------------------------------------------------------------------------------
 
@@ -346,29 +337,16 @@ class AttentionAtlas(ChartPanel):
         """The controls of the view are the widget's own."""
 
     def _mirror(self, settings: Mapping[str, Any]) -> None:
-        self._models[_name(settings["model"])] = settings["model"]
-        self._top["model"].options = list(self._models.items())
         self._top["length"].options = _lengths(settings["length"])
         super()._mirror(settings)
-
-    def _lock(self) -> ModelLock | None:
-        chosen = self._settings["model"]
-        return chosen.lock if isinstance(chosen, Model) else None
-
-
-def _name(model: Model | str) -> str:
-    return model if isinstance(model, str) else model.name
 
 
 def _lengths(chosen: int) -> list[tuple[str, int]]:
     return [(f"first {length:,} tokens", length) for length in sorted({*LENGTHS, chosen})]
 
 
-def _ids(model: Model, settings: Mapping[str, Any]) -> tuple[list[int], int]:
+def _ids(model: Model, text: str, length: Any) -> tuple[list[int], int]:
     """Token ids that are read, and how many of the text are not."""
-    text, length = settings["text"], settings["length"]
-    if not isinstance(text, str):
-        raise InputError(f"The text is a {type(text).__name__}", "a str", "panel.set(text='…')")
     if not isinstance(length, int) or not FEWEST <= length <= LENGTHS[-1]:
         raise InputError(f"The length is {length!r}", f"{FEWEST} to {LENGTHS[-1]:,} tokens", "length=128")
     if model.tokenizer is None:

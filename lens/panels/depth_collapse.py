@@ -12,12 +12,9 @@ import xarray as xr
 
 from lens.base.errors import InputError
 from lens.figures.rank_collapse import MEASURES, PICTURES, VARIANTS, collapse_chart
-from lens.models.catalogue import NAMED_MODELS
-from lens.models.load import load
-from lens.models.locks import ModelLock
 from lens.models.model import Model
-from lens.panels.fitted import ChartPanel
 from lens.panels.panel import Job
+from lens.panels.text_panel import TextPanel
 from lens.probes.layer_spectrum import layer_spectrum
 from lens.probes.low_pass import attention_response, low_pass
 from lens.probes.rank_collapse import FIRST_TOKEN, rank_collapse
@@ -59,7 +56,7 @@ class _Result:
         return self.collapse.sizes["layer"] - 1
 
 
-class DepthCollapse(ChartPanel):
+class DepthCollapse(TextPanel):
     """How much of the states differs between positions, at every layer: whole, without skips, without MLPs, without both.
 
     Args:
@@ -87,14 +84,7 @@ class DepthCollapse(ChartPanel):
         picture: str = "bands",
         layer: int | None = None,
     ):
-        self._models: dict[str, Any] = {name: name for name in NAMED_MODELS} | {_name(model): model}
         narrow = widgets.Layout(width="auto")
-        box = widgets.Text(text, placeholder="Type ten words or more and press Enter", continuous_update=False)
-        box.layout = widgets.Layout(flex="1 1 20em", width="auto")
-        top = {
-            "text": box,
-            "model": widgets.Dropdown(options=list(self._models.items()), value=model, layout=narrow, tooltip="model"),
-        }
         buttons = {"style": {"button_width": "auto"}, "layout": narrow}
         controls = {
             "measure": widgets.Dropdown(options=list(_MEASURES.items()), layout=narrow, tooltip="how alike positions are"),
@@ -104,11 +94,8 @@ class DepthCollapse(ChartPanel):
             "picture": widgets.ToggleButtons(options=list(_PICTURES.items()), **buttons),
         }
         view = {"measure": measure, "first_token": first_token, "picture": picture, "layer": layer}
-        super().__init__({"model": model, "text": text}, view, top, controls)
+        super().__init__(model, text, view, controls, placeholder="Type ten words or more and press Enter")
         self._open(view)
-
-    def __repr__(self) -> str:
-        return f"DepthCollapse(model={_name(self._settings['model'])!r}, text={self._settings['text']!r})"
 
     # -- for cells --------------------------------------------------------------------------------
 
@@ -120,20 +107,14 @@ class DepthCollapse(ChartPanel):
     # -- computation ------------------------------------------------------------------------------
 
     def _compute(self, job: Job) -> _Result:
-        settings = job.settings
-        chosen = settings["model"]
-        model = chosen if isinstance(chosen, Model) else load(chosen, progress=job.progress)
-        if not isinstance(settings["text"], str):
-            raise InputError(f"The text is a {type(settings['text']).__name__}", "a str", "panel.set(text='…')")
-        ids = model.encode(settings["text"])
-        if not SHORTEST <= len(ids) <= LONGEST:
-            raise InputError(f"The text has {len(ids)} tokens", f"{SHORTEST} to {LONGEST}", "a few sentences")
+        model = self._model(job)
+        ids = self._token_ids(job, model, SHORTEST, LONGEST, "a few sentences")
         with job.holding(model.lock, "running without its skips and MLPs"):
             steps = 6 * model.n_layers + 8 * (model.n_layers + 1)  # of the passes, and of the measures of four of them
             check = job.check_blocks(steps, "running without skips and MLPs")
-            collapse = rank_collapse(model, settings["text"], check=check)
+            collapse = rank_collapse(model, ids, check=check)
             parts = low_pass(model, ids, check=check)
-            run = model.run(settings["text"], attention=True, logits=False, check=check)
+            run = model.run(ids, attention=True, logits=False, check=check)
         details = {"bands": token_spectrum(run), "parts": parts, "patterns": attention_response(run)}
         if model.n_layers >= 4:
             details["over layers"] = layer_spectrum(run)
@@ -183,19 +164,6 @@ class DepthCollapse(ChartPanel):
         if "parts" in selected and selected["parts"] + 1 != self._view["layer"]:
             return {"layer": int(selected["parts"]) + 1}
         return {"layer": int(selected["layers"])} if "layers" in selected else {}
-
-    def _mirror(self, settings: Mapping[str, Any]) -> None:
-        self._models[_name(settings["model"])] = settings["model"]
-        self._top["model"].options = list(self._models.items())
-        super()._mirror(settings)
-
-    def _lock(self) -> ModelLock | None:
-        chosen = self._settings["model"]
-        return chosen.lock if isinstance(chosen, Model) else None
-
-
-def _name(model: Model | str) -> str:
-    return model if isinstance(model, str) else model.name
 
 
 def _digits(value: float) -> float:

@@ -13,14 +13,11 @@ import xarray as xr
 from lens.base.errors import InputError
 from lens.base.text import visible
 from lens.figures.head_circuits import INDUCTION, MEASURES, PICTURES, SCORES, head_circuits_chart, label_of
-from lens.models.catalogue import NAMED_MODELS
 from lens.models.head_weights import HeadWeights, head_weights
-from lens.models.load import load
-from lens.models.locks import ModelLock
 from lens.models.model import Model
 from lens.models.vocabulary_maps import VocabularyMaps, vocabulary_maps
-from lens.panels.fitted import ChartPanel
 from lens.panels.panel import Job
+from lens.panels.text_panel import TextPanel
 from lens.probes.copying_behaviour import copying_behaviour, rank_correlation
 from lens.probes.ov_circuit import arriving_states, ov_circuit
 from lens.probes.ov_directions import ov_directions
@@ -73,7 +70,7 @@ class _Result:
     heads: xr.Dataset
 
 
-class HeadCircuits(ChartPanel):
+class HeadCircuits(TextPanel):
     """All heads by what their weights say that they copy, what they copy in fact, and one head's circuits in detail.
 
     Args:
@@ -106,18 +103,9 @@ class HeadCircuits(ChartPanel):
         vector: str = "1 +",
         offset: int = 1,
     ):
-        self._models: dict[str, Any] = {name: name for name in NAMED_MODELS} | {_name(model): model}
         self._known: _Weights | None = None
         narrow, hidden = widgets.Layout(width="auto"), widgets.Layout(width="auto", display="none")
         style = {"description_width": "auto"}
-        box = widgets.Text(
-            text, placeholder="A sentence to measure in; empty for repeated random tokens", continuous_update=False
-        )
-        box.layout = widgets.Layout(flex="1 1 20em", width="auto")
-        top = {
-            "text": box,
-            "model": widgets.Dropdown(options=list(self._models.items()), value=model, layout=narrow, tooltip="model"),
-        }
         controls = {
             "measure": widgets.Dropdown(options=_options(MEASURES), description="map", style=style, layout=narrow),
             "circuit": widgets.Dropdown(options=_options(SCORES), description="circuit", style=style, layout=narrow),
@@ -129,11 +117,9 @@ class HeadCircuits(ChartPanel):
         }
         view = {"block": block, "head": head, "measure": measure, "circuit": circuit, "picture": picture, "vector": vector,
                 "offset": offset}  # fmt: skip
-        super().__init__({"model": model, "text": text}, view, top, controls)
+        placeholder = "A sentence to measure in; empty for repeated random tokens"
+        super().__init__(model, text, view, controls, placeholder=placeholder)
         self._open(view)
-
-    def __repr__(self) -> str:
-        return f"HeadCircuits(model={_name(self._settings['model'])!r}, text={self._settings['text']!r})"
 
     # -- for cells --------------------------------------------------------------------------------
 
@@ -150,10 +136,7 @@ class HeadCircuits(ChartPanel):
     # -- computation ------------------------------------------------------------------------------
 
     def _compute(self, job: Job) -> _Result:
-        chosen, text = job.settings["model"], job.settings["text"]
-        model = chosen if isinstance(chosen, Model) else load(chosen, progress=job.progress)
-        if not isinstance(text, str):
-            raise InputError(f"The text is a {type(text).__name__}", "a str", "panel.set(text='…')")
+        model, text = self._model(job), self._text(job)
         ids = model.encode(text) if text else []
         if len(ids) > LONGEST:
             raise InputError(f"The text has {len(ids)} tokens", f"at most {LONGEST}", "a sentence, or one of its parts")
@@ -279,19 +262,6 @@ class HeadCircuits(ChartPanel):
         for name, picture in (("vector", "words"), ("offset", "distance")):
             self._controls[name].layout.display = "" if view["picture"] == picture else "none"
         super()._show_view(view)
-
-    def _mirror(self, settings: Mapping[str, Any]) -> None:
-        self._models[_name(settings["model"])] = settings["model"]
-        self._top["model"].options = list(self._models.items())
-        super()._mirror(settings)
-
-    def _lock(self) -> ModelLock | None:
-        chosen = self._settings["model"]
-        return chosen.lock if isinstance(chosen, Model) else None
-
-
-def _name(model: Model | str) -> str:
-    return model if isinstance(model, str) else model.name
 
 
 def _options(words: Mapping[str, str]) -> list[tuple[str, str]]:

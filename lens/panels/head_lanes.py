@@ -13,16 +13,13 @@ import xarray as xr
 from lens.base.errors import InputError
 from lens.base.text import visible
 from lens.figures.head_lanes import DETAILS, SCORES, SIDE, VALUES, head_lanes_chart, signed, wavelength
-from lens.models.catalogue import NAMED_MODELS
 from lens.models.frequencies import RopeTable, rope_table
 from lens.models.heads import HeadStates, head_states
-from lens.models.load import load
-from lens.models.locks import ModelLock
 from lens.models.model import Model
 from lens.models.rotary import rotaries
 from lens.models.tokens import pieces
-from lens.panels.fitted import ChartPanel
 from lens.panels.panel import Job
+from lens.panels.text_panel import TextPanel
 from lens.probes.lanes import lane_logits, lane_offsets, lane_usage
 from lens.probes.positional_kernel import counterfactual, positional_kernel, positional_scores, previous_token_score
 
@@ -65,7 +62,7 @@ class _Result:
         return {"theta": table.theta, "attention_factor": table.attention_factor}
 
 
-class HeadLanes(ChartPanel):
+class HeadLanes(TextPanel):
     """All heads by their use of fast lanes, one head's attention, and the frequencies that make a cell of it.
 
     Args:
@@ -100,14 +97,7 @@ class HeadLanes(ChartPanel):
         base: float | None = None,
         start: int | None = None,
     ):
-        self._models: dict[str, Any] = {name: name for name in NAMED_MODELS} | {_name(model): model}
         narrow, style = widgets.Layout(width="auto"), {"description_width": "auto"}
-        box = widgets.Text(text, placeholder="Type a sentence and press Enter", continuous_update=False)
-        box.layout = widgets.Layout(flex="1 1 20em", width="auto")
-        top = {
-            "text": box,
-            "model": widgets.Dropdown(options=list(self._models.items()), value=model, layout=narrow, tooltip="model"),
-        }
         buttons = {"style": {"button_width": "auto"}, "layout": narrow}
         controls = {
             "score": widgets.Dropdown(options=list(_SHORT.items()), layout=narrow, tooltip="what the map of heads shows"),
@@ -122,11 +112,8 @@ class HeadLanes(ChartPanel):
         }
         view = {"block": block, "head": head, "cell": cell, "score": score, "values": values, "picture": picture, "base": base,
                 "start": start}  # fmt: skip
-        super().__init__({"model": model, "text": text}, view, top, controls)
+        super().__init__(model, text, view, controls)
         self._open(view)
-
-    def __repr__(self) -> str:
-        return f"HeadLanes(model={_name(self._settings['model'])!r}, text={self._settings['text']!r})"
 
     # -- for cells --------------------------------------------------------------------------------
 
@@ -138,14 +125,8 @@ class HeadLanes(ChartPanel):
     # -- computation ------------------------------------------------------------------------------
 
     def _compute(self, job: Job) -> _Result:
-        settings = job.settings
-        chosen = settings["model"]
-        model = chosen if isinstance(chosen, Model) else load(chosen, progress=job.progress)
-        if not isinstance(settings["text"], str):
-            raise InputError(f"The text is a {type(settings['text']).__name__}", "a str", "panel.set(text='…')")
-        ids = model.encode(settings["text"])
-        if not 3 <= len(ids) <= LONGEST:
-            raise InputError(f"The text has {len(ids)} tokens", f"3 to {LONGEST}", "a sentence, or one of its parts")
+        model = self._model(job)
+        ids = self._token_ids(job, model, 3, LONGEST, "a sentence, or one of its parts")
         with job.holding(model.lock, "running for its heads"):
             tables = {block: found.table for found in rotaries(model) for block in found.blocks}
             provenance = model.provenance()
@@ -294,19 +275,6 @@ class HeadLanes(ChartPanel):
         """Steps of an eighth of a decade, with the live base and the one that is shown in their places."""
         steps = {float(f"{10.0**power:.3g}") for power in _STEPS} if table.kind != "explicit" else set()
         return [(f"{base:,.0f}{' (live)' * (base == table.base)}", base) for base in sorted({*steps, table.base, shown})]
-
-    def _mirror(self, settings: Mapping[str, Any]) -> None:
-        self._models[_name(settings["model"])] = settings["model"]
-        self._top["model"].options = list(self._models.items())
-        super()._mirror(settings)
-
-    def _lock(self) -> ModelLock | None:
-        chosen = self._settings["model"]
-        return chosen.lock if isinstance(chosen, Model) else None
-
-
-def _name(model: Model | str) -> str:
-    return model if isinstance(model, str) else model.name
 
 
 def _sentence(facts: Mapping[str, Any]) -> str:

@@ -15,16 +15,13 @@ from lens.base.text import visible
 from lens.figures.head_lanes import signed
 from lens.figures.operator_zoo import MAPS, SHOWN, operator_maps, operator_measures_chart, operator_zoo_chart
 from lens.figures.page import widget_source
-from lens.models.catalogue import NAMED_MODELS
 from lens.models.heads import HeadStates, head_states
-from lens.models.load import load
-from lens.models.locks import ModelLock
 from lens.models.model import Model
 from lens.models.operators import OPERATORS
 from lens.models.tokens import pieces
 from lens.panels.chart import Chart
-from lens.panels.fitted import ChartPanel
 from lens.panels.panel import Job
+from lens.panels.text_panel import TextPanel
 from lens.panels.value_slider import geometric_steps
 from lens.probes.attention_what_if import attention_what_if_text
 from lens.probes.operator_zoo import ADJUSTABLE, ZOO_MEASURES, adjusted, operator_zoo
@@ -85,7 +82,7 @@ class _Result:
         return self.tried.setdefault((view["block"], view["head"]), {})
 
 
-class OperatorZoo(ChartPanel):
+class OperatorZoo(TextPanel):
     """Attention operators on the queries and keys of one head: patterns, singular values, measures, and losses in the live model.
 
     Queries and keys are the trained model's and stay as they are; only what makes weights of them is another one. In the live
@@ -118,18 +115,11 @@ class OperatorZoo(ChartPanel):
         parameter: float | int | None = None,
         measure: str = "mean_entropy",
     ):
-        self._models: dict[str, Any] = {name: name for name in NAMED_MODELS} | {_name(model): model}
         self._drawn: tuple[Any, ...] | None = None
         self.maps, self.measures = SmallMaps(layout=widgets.Layout(flex="1 1 30em")), Chart()
         self.measures.layout = widgets.Layout(flex="0 1 27em", min_width="20em")
         self.maps.add_class("lens-small-maps")
         narrow, style = widgets.Layout(width="auto"), {"description_width": "auto"}
-        box = widgets.Text(text, placeholder="Type a sentence and press Enter", continuous_update=False)
-        box.layout = widgets.Layout(flex="1 1 20em", width="auto")
-        top = {
-            "text": box,
-            "model": widgets.Dropdown(options=list(self._models.items()), value=model, layout=narrow, tooltip="model"),
-        }
         controls = {
             "block": widgets.IntSlider(description="block", style=style, layout=widgets.Layout(width="15em")),
             "head": widgets.IntSlider(description="head", style=style, layout=widgets.Layout(width="13em")),
@@ -143,7 +133,7 @@ class OperatorZoo(ChartPanel):
             parameter = _FIRST[1]
         view = {"block": block, "head": head, "operator": operator, "parameter": parameter, "measure": measure, "cell": None,
                 "try_live": True}  # fmt: skip
-        super().__init__({"model": model, "text": text}, view, top, controls)
+        super().__init__(model, text, view, controls)
         self._button = widgets.Button(description="Try in the live model", layout=narrow)
         self._button.on_click(lambda _: self.post(try_live=True))
         rows = [self.children[0], widgets.HBox([*controls.values(), self._button])]
@@ -152,9 +142,6 @@ class OperatorZoo(ChartPanel):
         self.children = (*rows, self._line, self._says, self.chart, both)
         self.maps.observe(self._on_map, "selected")
         self._open(view)
-
-    def __repr__(self) -> str:
-        return f"OperatorZoo(model={_name(self._settings['model'])!r}, text={self._settings['text']!r})"
 
     # -- for cells --------------------------------------------------------------------------------
 
@@ -170,15 +157,8 @@ class OperatorZoo(ChartPanel):
     # -- computation ------------------------------------------------------------------------------
 
     def _compute(self, job: Job) -> _Result:
-        chosen = job.settings["model"]
-        model = chosen if isinstance(chosen, Model) else load(chosen, progress=job.progress)
-        if not isinstance(job.settings["text"], str):
-            raise InputError(f"The text is a {type(job.settings['text']).__name__}", "a str", "panel.set(text='…')")
-        ids = model.encode(job.settings["text"])
-        if not 3 <= len(ids) <= LONGEST:
-            raise InputError(
-                f"The text has {len(ids)} tokens", f"3 to {LONGEST}", "a sentence, or lens.probes.operator_zoo for more"
-            )
+        model = self._model(job)
+        ids = self._token_ids(job, model, 3, LONGEST, "a sentence, or lens.operator_zoo for more")
         with job.holding(model.lock, "running for its heads"):
             states = head_states(model, ids, check=job.check_blocks(model.n_layers, "running"))
         return _Result(model, tuple(ids), tuple(pieces(model.tokenizer, ids)), states)
@@ -320,24 +300,9 @@ class OperatorZoo(ChartPanel):
             if control.value != view[one]:
                 control.value = view[one]
 
-    def _mirror(self, settings: Mapping[str, Any]) -> None:
-        self._models[_name(settings["model"])] = settings["model"]
-        self._top["model"].options = list(self._models.items())
-        super()._mirror(settings)
-
     def _dim(self, label: str | None, seconds: float) -> None:
         super()._dim(label, seconds)
         self.maps.busy = self.measures.busy = self.chart.busy
-
-    def _lock(self) -> ModelLock | None:
-        chosen = self._settings["model"]
-        if isinstance(chosen, Model):
-            return chosen.lock
-        return self._result.model.lock if self._result is not None else None
-
-
-def _name(model: Model | str) -> str:
-    return model if isinstance(model, str) else model.name
 
 
 def _label(view: Mapping[str, Any]) -> str:

@@ -16,16 +16,13 @@ from lens.base.text import visible
 from lens.figures.logit_lens import grid_spec
 from lens.figures.rope_base import BESIDE, head_chart, loss_chart, token_loss
 from lens.models import edits
-from lens.models.catalogue import NAMED_MODELS
 from lens.models.heads import HeadStates, head_states
-from lens.models.load import load
-from lens.models.locks import ModelLock
 from lens.models.model import Model
 from lens.models.rotary import rotaries
 from lens.models.run import Run
 from lens.panels.chart import Chart
-from lens.panels.fitted import ChartPanel
 from lens.panels.panel import Job
+from lens.panels.text_panel import TextPanel
 from lens.panels.token_grid import TokenGrid
 from lens.probes.logit_lens import follow_token, logit_lens
 from lens.probes.rope_turn import SETTINGS, striking_head, turned_head
@@ -81,7 +78,7 @@ class _Result:
         return turned_head(self.trained.run, self.run, self.trained.states[block], head, theta, factor)
 
 
-class RopeBase(ChartPanel):
+class RopeBase(TextPanel):
     """A running model whose rotary base is turned: loss, one head's attention and the lens grid, beside the model as trained.
 
     The model has never seen another base: what is shown is how far it bears the change, not what a model trained at that
@@ -116,22 +113,17 @@ class RopeBase(ChartPanel):
         beside: str = "turned",
         shown: str = "turned",
     ):
-        self._models: dict[str, Any] = {name: name for name in NAMED_MODELS} | {_name(model): model}
         self._trained: _Trained | None = None
         self.heads, self.grid = Chart(), TokenGrid(strides=[1])
         narrow, wide = widgets.Layout(width="auto"), widgets.Layout(flex="1 1 22em", width="auto")
-        top = {
-            "text": widgets.Text(text, placeholder="Type a sentence and press Enter", continuous_update=False, layout=wide),
-            "model": widgets.Dropdown(options=list(self._models.items()), value=model, layout=narrow, tooltip="model"),
-            "base": _slider("rotary base", wide),
-        }
+        top = {"base": _slider("rotary base", wide)}
         controls = {
             "block": _slider("block", widgets.Layout(width="14em")),
             "head": _slider("head", widgets.Layout(width="14em")),
             "beside": widgets.ToggleButtons(options=list(_BESIDE.items()), style={"button_width": "auto"}),
         }
         view = {"block": block, "head": head, "beside": beside, "shown": shown, "position": None}
-        super().__init__({"model": model, "text": text, "base": base}, view, top, controls)
+        super().__init__(model, text, view, controls, settings={"base": base}, top=top)
         self._back = widgets.Button(description="As trained", layout=narrow)
         self._back.on_click(lambda _: self.post(base=self._shown().trained.base))
         self.children = (*self._rows(), self._line, self._says, self.chart, self.heads, self.grid)
@@ -140,9 +132,6 @@ class RopeBase(ChartPanel):
         self.grid.observe(self._on_follow, "follow")
         self.grid.on_msg(self._on_message)
         self._open(view)
-
-    def __repr__(self) -> str:
-        return f"RopeBase(model={_name(self._settings['model'])!r}, text={self._settings['text']!r})"
 
     def _rows(self) -> list[widgets.HBox]:
         text, model, base = self._top.values()
@@ -155,10 +144,9 @@ class RopeBase(ChartPanel):
     # -- computation ------------------------------------------------------------------------------
 
     def _compute(self, job: Job) -> _Result:
-        chosen = job.settings["model"]
-        model = chosen if isinstance(chosen, Model) else load(chosen, progress=job.progress)
+        model = self._model(job)
         rotaries(model)  # refuses models without
-        ids = self._token_ids(job, model)
+        ids = self._token_ids(job, model, 2, LONGEST, "lens.rope_sweep for more")
         with job.holding(model.lock, "running at its trained rotary base and at another"):
             trained = self._as_trained(job, model, ids)
             base = max(trained.base / 1000, 10.0) if job.settings["base"] is None else job.settings["base"]
@@ -167,16 +155,6 @@ class RopeBase(ChartPanel):
                 tables = {block: (one.theta, one.attention_factor) for one in rotaries(model) for block in one.blocks}
             trained.visited[float(base)] = float(token_loss(lens).mean())
         return _Result(trained, float(base), run, lens, tables)
-
-    def _token_ids(self, job: Job, model: Model) -> list[int]:
-        text = job.settings["text"]
-        if not isinstance(text, str):
-            raise InputError(f"The text is a {type(text).__name__}", "a str", "panel.set(text='…')")
-        ids = model.encode(text)
-        if not 2 <= len(ids) <= LONGEST:
-            needed = f"2 to {LONGEST}, for the map of a head"
-            raise InputError(f"The text has {len(ids)} tokens", needed, "lens.probes.rope_sweep for more")
-        return ids
 
     def _as_trained(self, job: Job, model: Model, ids: list[int]) -> _Trained:
         """Run once for each text."""
@@ -317,8 +295,6 @@ class RopeBase(ChartPanel):
         super()._show_view({name: view[name] for name in self._controls})
 
     def _mirror(self, settings: Mapping[str, Any]) -> None:
-        self._models[_name(settings["model"])] = settings["model"]
-        self._top["model"].options = list(self._models.items())
         self._settings["base"] = self._result.base
         self._top["base"].options = _bases(self._result.trained.base, self._result.base)
         super()._mirror({**settings, "base": self._result.base})
@@ -342,16 +318,6 @@ class RopeBase(ChartPanel):
         super()._dim(label, seconds)
         self.heads.busy = self.chart.busy
         self.grid.busy = self.chart.busy
-
-    def _lock(self) -> ModelLock | None:
-        chosen = self._settings["model"]
-        if isinstance(chosen, Model):
-            return chosen.lock
-        return self._result.trained.model.lock if self._result is not None else None
-
-
-def _name(model: Model | str) -> str:
-    return model.name if isinstance(model, Model) else str(model)
 
 
 def _slider(description: str, layout: widgets.Layout) -> widgets.SelectionSlider:

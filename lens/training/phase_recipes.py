@@ -30,7 +30,7 @@ SHAPE: dict[str, Any] = {
     "align_heads": False,  # the same heads for every number of phases; no computation depends on it
 }
 TRAINING = Recipe(
-    "three-phase", steps=1200, optimiser="adamw", learning_rate=3e-3, weight_decay=0.1, warm_up=100, schedule="cosine", clip=1.0,
+    "three-phase", steps=800, optimiser="adamw", learning_rate=3e-3, weight_decay=0.1, warm_up=100, schedule="cosine", clip=1.0,
     square_momentum=0.95, floor=0.1,
 )  # fmt: skip
 FAMILY = (
