@@ -19,11 +19,11 @@ from lens.base.errors import InputError
 from lens.base.progress import Progress, Step, terminal_progress
 from lens.corpora import Document
 from lens.models.edits.attention import replace_attention
-from lens.models.model import Model, evaluation_mode
+from lens.models.model import Model
 from lens.models.operators import AttentionInput, Operator, Softmax
-from lens.models.run import residual_states
 from lens.probes.dataset import texts, variable
 from lens.probes.singular_values import rank_measures
+from lens.probes.token_losses import token_losses
 from lens.probes.verdict import document_interval, verdict
 
 SOURCE = (
@@ -41,7 +41,6 @@ MEASURES: dict[str, tuple[str, str]] = {
 """What heads are measured by under each operator, means over the heads of the edited blocks."""
 
 LITTLE = 0.1  # nats a token that count as no loss; ours
-_ROWS = 128  # positions whose logits are held at once
 
 
 def attention_what_if(
@@ -201,24 +200,6 @@ def what_if_verdicts(found: xr.Dataset) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def token_losses(model: Model, ids: Sequence[int], check: Callable[[], None] | None = None) -> np.ndarray:
-    """−log p of each next token `[position − 1]`, nats, by the model as it stands, live edits included.
-
-    Memory: the residual stream, and the logits of 128 positions.
-    """
-    with torch.no_grad(), model.lock.hold("measuring its loss", check), evaluation_mode(model.module):
-        tokens = torch.tensor([list(ids)])
-        states = residual_states(model.module, model.anatomy, tokens, check)[-1, 0, :-1]
-        following = tokens[0, 1:].to(states.device)
-        parts = [
-            torch.nn.functional.cross_entropy(
-                model.readout(states[at : at + _ROWS]).float(), following[at : at + _ROWS], reduction="none"
-            )
-            for at in range(0, len(states), _ROWS)
-        ]
-    return torch.cat(parts).double().cpu().numpy()
 
 
 def token_ids(model: Model, documents: Sequence[Document] | Sequence[Sequence[int]], tokens: int) -> list[list[int]]:

@@ -26,8 +26,9 @@ from lens.corpora import Document
 from lens.models.edits.attention import replace_attention
 from lens.models.model import Model
 from lens.models.operators import AttentionInput, LowRank, Softmax
-from lens.probes.attention_what_if import LITTLE, Noting, cost_over, token_ids, token_losses
+from lens.probes.attention_what_if import LITTLE, Noting, cost_over, token_ids
 from lens.probes.dataset import exact, texts, variable
+from lens.probes.token_losses import token_losses
 from lens.probes.verdict import judged
 
 LINFORMER = "Wang et al., Linformer, arXiv 2006.04768"

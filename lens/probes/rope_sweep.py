@@ -28,17 +28,16 @@ from lens.collect.windows import SHORTEST_WINDOW, draw_documents
 from lens.corpora import Corpus, Part
 from lens.models import edits
 from lens.models.frequencies import RopeTable, rope_table
-from lens.models.model import Model, evaluation_mode
+from lens.models.model import Model
 from lens.models.rotary import rotaries
-from lens.models.run import residual_states
 from lens.probes.dataset import exact, texts, variable
+from lens.probes.token_losses import token_losses
 from lens.probes.verdict import document_interval
 
 SOURCE = "arXiv 2104.09864, section 3.4; arXiv 2306.15595; arXiv 2309.00071; arXiv 2410.06205 (lanes stopped)"
 TRAINED = "as trained"
 LONGEST_PATTERN = 256  # tokens; patterns grow with the square
 _COST = "increase of the loss over the trained table"
-_ROWS = 128  # positions whose logits are held at once
 
 Turn = float | int | RopeTable | np.ndarray
 Window = tuple[list[int], int]
@@ -105,7 +104,7 @@ def rope_sweep(
         for number, (ids, _) in enumerate(windows):
             for label, turn in turns.items():
                 with _turned(model, turn):
-                    measured[label].losses.append(_losses(model, ids, check))
+                    measured[label].losses.append(token_losses(model, ids, check))
                     if number < patterns:
                         measured[label].patterns.append(_attention(model, ids[:LONGEST_PATTERN], check))
                 done += len(ids)
@@ -248,21 +247,6 @@ class _Readings:
 
     losses: list[np.ndarray]
     patterns: list[np.ndarray] = field(default_factory=list)
-
-
-def _losses(model: Model, ids: Sequence[int], check: Callable[[], None] | None) -> np.ndarray:
-    """−log p of each next token, nats, float64 of float32 sums."""
-    with torch.no_grad(), model.lock.hold("measuring rotary tables", check), evaluation_mode(model.module):
-        tokens = torch.tensor([list(ids)])
-        states = residual_states(model.module, model.anatomy, tokens, check)[-1, 0, :-1]
-        following = tokens[0, 1:].to(states.device)
-        parts = [
-            torch.nn.functional.cross_entropy(
-                model.readout(states[at : at + _ROWS]).float(), following[at : at + _ROWS], reduction="none"
-            )
-            for at in range(0, len(states), _ROWS)
-        ]
-    return torch.cat(parts).double().cpu().numpy()
 
 
 # -- attention ------------------------------------------------------------------------------------
