@@ -40,8 +40,8 @@ def phase_balance(
     Returns:
         Dataset over `layer`, `phase` and `partition`:
 
-        - `mean[layer, phase]`: over tokens and the channels of a phase; `residual[layer]`: their sum over phases, the published
-          zero-sum residual; `squared_residual`: mean over tokens of its square;
+        - `phase_mean[layer, phase]`: over tokens and the channels of a phase; `residual[layer]`: their sum over phases, the
+          published zero-sum residual; `squared_residual`: mean over tokens of its square;
         - `radius[layer, phase]`: mean over tokens of `√N · ‖phase‖ / ‖state‖`, one for phases of equal length;
         - `mean_spread`, `radius_spread[layer]`: largest less smallest phase; `random_mean_spread`,
           `random_radius_spread[layer, partition]`: the same for random partitions;
@@ -69,7 +69,7 @@ def phase_balance(
     lengths = stream.states.norm(dim=-1)
     _, counts = np.unique(stream.token_ids.numpy(), return_counts=True)
     found = {
-        "mean": exact(("layer", "phase"), mean.numpy(), "mean over tokens and channels of a phase"),
+        "phase_mean": exact(("layer", "phase"), mean.numpy(), "mean over tokens and channels of a phase"),
         "residual": exact(("layer",), mean.sum(-1).numpy(), "sum of the phases' means"),
         "squared_residual": exact(("layer",), totals.pow(2).mean(-1).numpy(), "mean square of the sum of a token's phase means"),
         "radius": exact(("layer", "phase"), radius.numpy(), "length of a phase over that of the state, times √N"),

@@ -23,7 +23,7 @@ _PLACES = {
     "pair": "pair of channels in each phase",
     "position": "position in the window",
 }
-_DRIFT = ("drift", "norm", "rms", "shift", "spread", "initial", "decay_shift")
+_DRIFT = ("drift", "norm", "rms", "mean_drift", "spread", "initial", "decay_drift")
 
 
 def phase_training(trained: Record | Path | str) -> xr.Dataset:
@@ -36,8 +36,8 @@ def phase_training(trained: Record | Path | str) -> xr.Dataset:
         Dataset over `step`, the number of an update from 1 on, and `looked_at`, the number of updates before a look, from 0 on:
 
         - `train_loss`, `learning_rate`, `gradient_norm[step]`; `validation_loss[looked_at]`, nats per token;
-        - `theta[looked_at, block, pair]`, radians, and what `theta_drift` makes of it: `drift`, `norm`, `rms`, `shift`, `spread`,
-          `initial` and `decay_shift`; absent where the model does not rotate;
+        - `theta[looked_at, block, pair]`, radians, and what `theta_drift` makes of it: `drift`, `norm`, `rms`, `mean_drift`,
+          `spread`, `initial` and `decay_drift`; absent where the model does not rotate;
         - `phase_mean`, `phase_norm[looked_at, layer, phase]`: means over tokens; `residual[looked_at, layer]`: the sum of the
           means, the published zero-sum residual;
         - `share[looked_at, direction, layer]`: mean squared cosine of the state with the direction of equal channels, and with

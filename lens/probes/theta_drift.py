@@ -20,7 +20,7 @@ from lens.models.three_phase import ThreePhaseForCausalLM
 from lens.models.three_phase.transport import layers
 from lens.probes.dataset import exact, variable
 
-SOURCE = "Abu Ayyash, arXiv 2604.14430, sections 4.11, 5.7 and figures 9 and 12; shift, spread and decay: our own"
+SOURCE = "Abu Ayyash, arXiv 2604.14430, sections 4.11, 5.7 and figures 9 and 12; mean, spread and decay: our own"
 
 # Mean angle of each block before and after training, and the norm of the drift over its 128 pairs (N = 3, seed 42).
 PUBLISHED = (
@@ -48,9 +48,9 @@ def theta_drift(
         - `theta`, `drift`: angle, and angle less its start; `initial[block]`: that start;
         - `norm[block]`: root of the sum of squared drifts over pairs, the published measure, which grows with the root of the
           number of pairs; `rms`: root of their mean, which does not;
-        - `shift`: mean drift; `spread`: root mean square of the drifts around it, so that rms² = shift² + spread²;
+        - `mean_drift`: over pairs; `spread`: root mean square of the drifts around it, so that rms² = mean_drift² + spread²;
         - `largest`: largest drift of a pair, without its sign; `ratio`: mean angle over its start;
-        - `decay_shift[block]`: the shift that weight decay alone would give.
+        - `decay_drift[block]`: the mean drift that weight decay alone would give.
 
     Raises:
         UnsupportedModelError: no Three-Phase model, or one without angles. InputError: angles that are no such array.
@@ -60,7 +60,7 @@ def theta_drift(
         raise InputError(f"Angles of shape {angles.shape}", "finite ones, [block, pair] or [step, block, pair]", "a model")
     start = _initial_of(theta, initial, angles.shape[-2])
     drift = angles - start[:, None]
-    shift = drift.mean(-1)
+    mean = drift.mean(-1)
     dims = ("step", "block")[3 - angles.ndim :]
     found = {
         "theta": exact((*dims, "pair"), angles, "angle", "radian"),
@@ -68,11 +68,11 @@ def theta_drift(
         "initial": exact(("block",), start, "angle that all pairs started from", "radian"),
         "norm": exact(dims, np.linalg.norm(drift, axis=-1), "norm of the drift over pairs", "radian"),
         "rms": exact(dims, np.sqrt((drift**2).mean(-1)), "root mean square of the drift", "radian"),
-        "shift": exact(dims, shift, "mean drift of a block", "radian"),
+        "mean_drift": exact(dims, mean, "mean drift of a block", "radian"),
         "spread": exact(dims, drift.std(-1), "root mean square of the drift around its mean", "radian"),
         "largest": exact(dims, np.abs(drift).max(-1), "largest drift of a pair, without its sign", "radian"),
         "ratio": exact(dims, _ratio(angles.mean(-1), start), "mean angle over its start"),
-        "decay_shift": exact(("block",), start * (decayed - 1), "shift by weight decay alone", "radian"),
+        "decay_drift": exact(("block",), start * (decayed - 1), "drift by weight decay alone", "radian"),
     }
     coordinates = {
         name: variable((name,), np.arange(size), name) for name, size in zip((*dims, "pair"), angles.shape, strict=True)
@@ -111,15 +111,15 @@ def published_drift() -> xr.Dataset:
     """The published drift of the model of 123 million parameters (three phases, seed 42), from its rounded table.
 
     Returns:
-        Dataset over `block`, radians, as `theta_drift` names them: `initial`, `mean_theta`, `norm`, and from these `shift`
-        and `rms`.
+        Dataset over `block`, radians, as `theta_drift` names them: `initial`, `mean_theta`, `norm`, and from these
+        `mean_drift` and `rms`.
     """
     initial, final, norm = np.array(PUBLISHED).T
     found = {
         "initial": exact(("block",), initial, "angle that all pairs started from", "radian"),
         "mean_theta": exact(("block",), final, "mean angle after training", "radian"),
         "norm": exact(("block",), norm, "norm of the drift over pairs", "radian"),
-        "shift": exact(("block",), final - initial, "mean drift of a block", "radian"),
+        "mean_drift": exact(("block",), final - initial, "mean drift of a block", "radian"),
         "rms": exact(("block",), norm / math.sqrt(PUBLISHED_PAIRS), "root mean square of the drift", "radian"),
     }
     places = {"block": variable(("block",), np.arange(len(initial)), "block")}

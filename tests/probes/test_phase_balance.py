@@ -92,7 +92,7 @@ def test_the_means_are_plain_means(runs, found):
     for layer in (0, 3):
         for phase in range(3):
             part = states[layer, :, 64 * phase : 64 * (phase + 1)]
-            assert float(found["mean"][layer, phase]) == pytest.approx(part.mean().item(), abs=1e-12)
+            assert float(found.phase_mean[layer, phase]) == pytest.approx(part.mean().item(), abs=1e-12)
             length = part.norm(dim=-1) / states[layer].norm(dim=-1) * math.sqrt(3)
             assert float(found.radius[layer, phase]) == pytest.approx(length.mean().item(), rel=1e-12)
 

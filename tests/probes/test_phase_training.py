@@ -49,10 +49,10 @@ def test_drift_begins_at_zero_beside_what_decay_alone_would_give(trained: dict[s
     assert (with_decay["rms"][-1] > 0).all()
     rates = [step.learning_rate for step in trained["three-phase-n3"].record.steps]
     expected = with_decay["initial"] * (decay_factor(rates, 0.1) - 1)
-    np.testing.assert_allclose(with_decay["decay_shift"], expected)
-    assert (without["decay_shift"] == 0).all()
+    np.testing.assert_allclose(with_decay["decay_drift"], expected)
+    assert (without["decay_drift"] == 0).all()
     # The same gradients but for what decay has changed: it shifts both blocks down by about its own share.
-    gap = (with_decay["shift"] - without["shift"])[-1]
+    gap = (with_decay["mean_drift"] - without["mean_drift"])[-1]
     np.testing.assert_allclose(gap, expected, rtol=0.2)
 
 

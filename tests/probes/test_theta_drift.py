@@ -24,7 +24,7 @@ def fresh(**options) -> ThreePhaseForCausalLM:
 @pytest.mark.parametrize("options", [{}, {"phase_rotation": "tied"}, {"initial_angles": [0.1, 0.2, 0.0, -1.4]}])
 def test_nothing_has_drifted_at_the_start(options):
     found = theta_drift(lens.load(fresh(**options)))
-    for name in ("drift", "norm", "rms", "shift", "spread", "largest", "decay_shift"):
+    for name in ("drift", "norm", "rms", "mean_drift", "spread", "largest", "decay_drift"):
         assert (found[name] == 0).all(), name
     assert found.sizes == {"block": 4, "pair": 1 if options.get("phase_rotation") == "tied" else 8}
 
@@ -35,11 +35,11 @@ def test_the_measures_are_those_of_drifts_put_in_by_hand():
     found = theta_drift(start[:, None] + drift, decayed=0.9)
     assert found.norm.values == pytest.approx([0.3 * math.sqrt(2), 0.1 * math.sqrt(2), 0.4, 0], abs=1e-15)
     assert found.rms.values == pytest.approx([0.3, 0.1, 0.4 / math.sqrt(2), 0])
-    assert found["shift"].values == pytest.approx([0, 0.1, -0.2, 0], abs=1e-15)
+    assert found.mean_drift.values == pytest.approx([0, 0.1, -0.2, 0], abs=1e-15)
     assert found.spread.values == pytest.approx([0.3, 0, 0.2, 0], abs=1e-15)
     assert found.largest.values == pytest.approx([0.3, 0.1, 0.4, 0], abs=1e-15)
-    assert (found.rms**2).values == pytest.approx((found["shift"] ** 2 + found.spread**2).values)
-    assert found.decay_shift.values == pytest.approx(-0.1 * start)
+    assert (found.rms**2).values == pytest.approx((found.mean_drift**2 + found.spread**2).values)
+    assert found.decay_drift.values == pytest.approx(-0.1 * start)
     assert found.ratio.values[2] == pytest.approx(1 - 0.2 / start[2])
     steps = theta_drift(np.stack([start[:, None] + 0 * drift, start[:, None] + drift]))
     assert steps.norm.dims == ("step", "block")
@@ -70,18 +70,18 @@ def test_the_published_table_says_one_angle_for_a_block():
     found = published_drift()
     degrees = np.degrees
     shifts = [2.7, 1.1, 0.2, -0.5, -1.1, -1.7, -2.2, -4.0, -4.8, -5.0, -6.5, -9.3]
-    assert degrees(found["shift"]).values == pytest.approx(shifts, abs=0.05)
+    assert degrees(found.mean_drift).values == pytest.approx(shifts, abs=0.05)
     rms = [2.7, 1.2, 0.35, 0.57, 1.2, 1.8, 2.3, 4.0, 4.8, 5.0, 6.5, 9.3]
     assert degrees(found.rms).values == pytest.approx(rms, abs=0.055)
     ratios = [1.359, 1.076, 1.010, 0.983, 0.971, 0.962, 0.957, 0.933, 0.930, 0.934, 0.922, 0.897]
     assert (found.mean_theta / found.initial).values == pytest.approx(ratios, abs=5e-4)
     assert found.initial.values == pytest.approx((np.arange(12) + 1) * math.pi / 24, abs=5e-4)
-    spread = np.sqrt(np.maximum(found.rms**2 - found["shift"] ** 2, 0))
+    spread = np.sqrt(np.maximum(found.rms**2 - found.mean_drift**2, 0))
     assert round(float(spread.max()), 3) == 0.012
     assert list(np.argsort(-found.norm.values)).index(0) == 5  # block 0 has the sixth largest drift: a J and no U
-    slope, constant = np.polyfit(found.initial, found["shift"], 1)
+    slope, constant = np.polyfit(found.initial, found.mean_drift, 1)
     assert (constant, slope) == pytest.approx((0.061, -0.125), abs=5e-4)
-    assert np.corrcoef(found.initial, found["shift"])[0, 1] ** 2 == pytest.approx(0.96, abs=5e-3)
+    assert np.corrcoef(found.initial, found.mean_drift)[0, 1] ** 2 == pytest.approx(0.96, abs=5e-3)
 
 
 def test_the_published_schedule():

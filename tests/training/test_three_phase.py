@@ -211,7 +211,7 @@ def test_look_gives_what_the_probe_of_phases_measures(text: SubwordText, name: s
     found = look_at_phases(module, windows, 3)
     model = lens.load(module, text.tokenizer)
     balance = phase_balance([model.run(row[:-1].tolist()) for row in windows], 3, partitions=1)
-    np.testing.assert_allclose(found["phase_mean"], balance["mean"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["phase_mean"], balance.phase_mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(np.transpose(found["share"]), balance["share"], rtol=1e-4, atol=1e-7)
     assert np.shape(found["phase_norm"]) == (3, 3)
     assert ("theta" in found) == (name != "three-phase-rope-only")
