@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,25 +11,51 @@ import xarray as xr
 from lens.base.text import visible
 from lens.figures.measures import first_shown
 
+_GAP = "  "
+WIDTH = 118  # characters that a notebook shows in one line beside the list of files
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 3) -> str:
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 3, width: int = WIDTH) -> str:
     """Columns aligned on their left for words and on their right for numbers.
 
     Args:
         header: one title per column.
         rows: cells; floats are rounded to `digits` decimals, NaN and None show as a dash.
         digits: decimals of floats.
+        width: characters in a line. Where columns need more, the widest ones are narrowed and break their words over lines;
+            numbers and single words stay whole.
     """
     cells = [[_cell(value, digits) for value in row] for row in rows]
     numeric = [all(_is_number(row[column]) or row[column] == "" for row in rows) for column in range(len(header))]
-    widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
-    lines = [list(header), *cells]
-    return "\n".join(
-        "  ".join(
-            text.rjust(width) if right else text.ljust(width) for text, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    columns = list(zip(header, *cells, strict=True))
+    widths = _column_widths(columns, width - len(_GAP) * (len(columns) - 1))
+    broken = [[_broken(text, room) for text, room in zip(row, widths, strict=True)] for row in [header, *cells]]
+    # Rows of several lines run into one another without space between them.
+    apart = "\n\n" if any(len(lines) > 1 for row in broken[1:] for lines in row) else "\n"
+    return apart.join(_lines(row, widths, numeric) for row in broken)
+
+
+def _column_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """As wide as the longest cell; where that is too wide together, the widest give way, down to their longest word."""
+    widths = [max(len(text) for text in column) for column in columns]
+    least = [max(len(word) for text in column for word in (text.split() or [""])) for column in columns]
+    while sum(widths) > room and any(wide > low for wide, low in zip(widths, least, strict=True)):
+        narrowed = max((place for place, wide in enumerate(widths) if wide > least[place]), key=widths.__getitem__)
+        widths[narrowed] -= 1
+    return widths
+
+
+def _broken(text: str, width: int) -> list[str]:
+    return [text] if len(text) <= width else textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def _lines(row: Sequence[Sequence[str]], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    def line(number: int) -> str:
+        texts = [lines[number] if number < len(lines) else "" for lines in row]
+        aligned = zip(texts, widths, numeric, strict=True)
+        return _GAP.join(text.rjust(width) if right else text.ljust(width) for text, width, right in aligned).rstrip()
+
+    return "\n".join(line(number) for number in range(max(len(lines) for lines in row)))
 
 
 def _is_number(value: object) -> bool:

@@ -53,3 +53,27 @@ def test_the_order_in_which_layers_are_asked_for_does_not_matter(story):
 
 def test_layers_below_the_settled_one_print_without_a_star(story):
     assert "*" not in logit_lens_table(story.isel(position=[1, 2]), [0, 1])
+
+
+def test_a_table_too_wide_breaks_words_over_lines_and_leaves_numbers_whole():
+    rows = [["a claim of many words about heads", 0.25, "holds"], ["short", -11.5, "fails"]]
+    table = text_table(["claim", "measured", "verdict"], rows, width=34)
+    assert table == (
+        "claim            measured  verdict\n"
+        "\n"
+        "a claim of many     0.250  holds\n"
+        "words about\n"
+        "heads\n"
+        "\n"
+        "short             -11.500  fails"
+    )  # fmt: skip
+
+
+def test_a_table_that_fits_is_not_broken():
+    rows = [["a claim of many words about heads", 0.25, "holds"]]
+    assert "\n\n" not in text_table(["claim", "measured", "verdict"], rows)
+
+
+def test_words_are_never_cut_even_where_they_do_not_fit():
+    table = text_table(["address", "n"], [["arXiv:2104.09864v5", 1]], width=10)
+    assert table.splitlines()[-1] == "arXiv:2104.09864v5  1"
