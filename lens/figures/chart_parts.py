@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -57,12 +58,42 @@ SERIES_COLOURS = {
 }
 """The same colour for the same thing in every chart; names that are not here get what their plot leaves free."""
 
+MOST_PHASES = 12
 MOST_POINTS = 2_000
 MOST_BARS = 4  # bars beside each other; beyond, their fills cannot be told apart
 
 Axis = dict[str, Any]
 Plot = dict[str, Any]
 SeriesLike = Mapping[str, ArrayLike] | Sequence[dict[str, Any]]
+
+
+def phase_colours(phases: int) -> list[str]:
+    """One colour for each of N phases, around one circle of hues of equal lightness; phase 0 is blue whatever N is.
+
+    `series(…, colour=…)` takes them, and gives marks in turn. Neighbours of many phases look alike: name them, too.
+
+    Source of the colour space: B. Ottosson, "A perceptual color space for image processing" (2020).
+
+    Raises:
+        InputError: fewer than 1 phase or more than 12.
+    """
+    if not 1 <= phases <= MOST_PHASES:
+        raise InputError(f"{phases} phases", f"1 to {MOST_PHASES} with a colour each", "fewer phases")
+    hues = _FIRST_HUE + 2 * np.pi * np.arange(phases) / phases
+    lightness, *chroma = np.full(phases, 0.64), 0.125 * np.cos(hues), 0.125 * np.sin(hues)
+    cones = (_CONES @ np.stack([lightness, *chroma])) ** 3
+    linear = np.clip(_RED_GREEN_BLUE @ cones, 0, 1)
+    channels = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return [f"#{red:02X}{green:02X}{blue:02X}" for red, green, blue in np.rint(255 * channels).astype(int).T.tolist()]
+
+
+_FIRST_HUE = 4.4  # radians, blue
+_CONES = np.array([[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]])
+_RED_GREEN_BLUE = np.array(
+    [[4.0767416621, -3.3077115913, 0.2309699292], [-1.2684380046, 2.6097574011, -0.3413193965],
+     [-0.0041960863, -0.7034186147, 1.7076147010]]
+)  # fmt: skip
+_PHASE_COLOURS = {colour for phases in range(1, MOST_PHASES + 1) for colour in phase_colours(phases)}
 
 
 def axis(
@@ -123,14 +154,14 @@ def series(
         name: what it is; `SERIES_COLOURS` gives known names their colour.
         values: one for each x; NaN where there is none.
         low, high: ends of an interval around each value; both or neither.
-        colour: one of this module's colours, for a name that is not in the table.
+        colour: one of this module's colours or of `phase_colours`, for a name that is not in the table.
 
     Raises:
         InputError: an interval with one end or another length, or an unknown colour.
     """
     if (low is None) != (high is None):
         raise InputError(f"The interval of {name!r} has one end", "low and high, or neither", "series(…, low=…, high=…)")
-    if colour is not None and colour not in MARKS:
+    if colour is not None and colour not in MARKS and colour not in _PHASE_COLOURS:
         raise InputError(f"The colour is {colour!r}", f"one of {', '.join(MARKS)}", "colour=None")
     one = {"name": name, "values": vector(values, name), "colour": colour or SERIES_COLOURS.get(name)}
     if low is None or high is None:
@@ -198,13 +229,15 @@ def in_colours(found: list[dict[str, Any]], name: str, held: Sequence[str] = ())
     taken = [one["colour"] for one in found if one["colour"]]
     order = (lambda colour: (colour in held, colour != BLACK)) if held else (lambda colour: False)
     free = iter(sorted((colour for colour in MARKS if colour not in taken), key=order))
-    if len(found) > len(MARKS) or len(set(taken)) < len(taken):
+    most = MOST_PHASES if _PHASE_COLOURS.intersection(taken) else len(MARKS)
+    if len(found) > most or len(set(taken)) < len(taken):
         what = f"{name!r} has {len(found)} series, {len(taken)} of them in {len(set(taken))} fixed colours"
         needed = f"1 to {len(MARKS)} series, each in a colour of its own"
         raise InputError(what, needed, "two plots, or series(…, colour=…)")
+    marks = cycle(mark for colour, mark in MARKS.items() if colour not in taken)  # of phases, which have none of their own
     for one in found:
         one["colour"] = one["colour"] or next(free)
-        one["marker"] = MARKS[one["colour"]]
+        one["marker"] = MARKS.get(one["colour"]) or next(marks)
     return found
 
 

@@ -29,6 +29,7 @@ from lens.figures.chart import (
     heat_map,
     histogram,
     lines,
+    phase_colours,
     rule,
     scatter,
     series,
@@ -208,6 +209,22 @@ def test_a_vertical_rule_leaves_the_upward_axis_alone():
     assert plot["y"]["range"] == [1, 2]
 
 
+@pytest.mark.parametrize("phases", [1, 2, 3, 4, 6, 8, 12])
+def test_phases_stand_around_one_circle_of_hues_from_blue_on(phases):
+    found = phase_colours(phases)
+    assert len(set(found)) == phases
+    assert found[0] == phase_colours(1)[0]
+    assert set(found) <= set(phase_colours(12)) or phases == 8  # phase i of N and phase 2i of 2N have one hue
+    plot = lines("a", [0], [series(f"phase {n}", [n], colour=colour) for n, colour in enumerate(found)], x_axis="x", y_axis="y")
+    assert [one["colour"] for one in plot["series"]] == found
+    assert len({one["marker"] for one in plot["series"]}) == min(phases, len(MARKS))
+
+
+def test_a_phase_beside_another_thing_has_another_mark():
+    given = [series("decay alone", [0], colour=BLUE), series("phase 0", [1], colour=phase_colours(3)[0])]
+    assert [one["marker"] for one in lines("a", [0], given, x_axis="x", y_axis="y")["series"]] == ["circle", "square"]
+
+
 def test_groups_of_dots_get_colours_that_no_curve_has_ink_first():
     plot = cloud([dot("a"), dot("b", group="others")], {"depth": ([1, 2], [1, 2]), "new": ([1, 2], [2, 3])})
     assert plot["groups"][0]["colour"] == BLACK
@@ -263,6 +280,7 @@ def two(names, values=(1, 2)):
         (lambda: series("a", [1], low=[1, 2], high=[1, 2]), "another length"),
         (lambda: series("a", [[1]]), "'a' has 2 axes"),
         (lambda: series("a", [1], colour="#123456"), "#123456"),
+        (lambda: phase_colours(13), "13 phases"),
         (lambda: two(["b"], [1, 2, 3]), "'b' in 'a' has 3 values.*Needed: 2"),
         (lambda: two("abcdefgh"), "8 series"),
         (lambda: two([]), "0 series"),
