@@ -202,6 +202,12 @@ def test_half_precision_agrees_to_its_own_rounding(name: str):
     assert largest_error(found, patterns) < torch.finfo(torch.bfloat16).eps * max(1.0, logits)
 
 
+def test_a_model_in_float64_goes_through_a_softmax_in_float32(tiny):
+    model = Model(copy.deepcopy(tiny.module).double(), name="double")
+    patterns = model.run(IDS, attention=True).attention
+    assert largest_error(head_states(model, IDS), patterns) < 16 * torch.finfo(torch.float32).eps
+
+
 def test_smollm2(smollm2):
     text = "The quick brown fox jumps over the lazy dog, and the dog does not mind."
     found = head_states(smollm2, text)
