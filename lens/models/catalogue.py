@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lens.base.errors import ModelNotFoundError
 from lens.base.package_index import IndexFile
+from lens.models.shipped import shipped_models
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,15 @@ def named_model(name: str) -> NamedModel:
     Raises:
         ModelNotFoundError: no such name, with the names there are.
     """
+    if name in shipped_models():
+        found = f"{name} comes with the package"
+        raise ModelNotFoundError(found, "a model that is fetched: " + ", ".join(NAMED_MODELS), f"lens.load({name!r})")
     if name not in NAMED_MODELS:
         raise ModelNotFoundError(f"No model named {name!r}", "a known name", " or ".join(sorted(NAMED_MODELS)))
     return NAMED_MODELS[name]
+
+
+def known_names() -> str:
+    """Short names in words: those that are fetched, and how those of the shipped models look."""
+    shipped = list(shipped_models())
+    return ", ".join([*NAMED_MODELS, *([f"{shipped[0]} and {len(shipped) - 1} more that are shipped"] if shipped else [])])

@@ -18,10 +18,11 @@ from lens.base.cache import cache_folder, cache_lock
 from lens.base.errors import DeviceError, InputError, LensError, ModelNotFoundError, UnsupportedModelError
 from lens.base.files import sha256
 from lens.base.progress import Progress, terminal_progress
-from lens.models.catalogue import NAMED_MODELS
+from lens.models.catalogue import NAMED_MODELS, known_names
 from lens.models.fetch import pull
 from lens.models.gguf import convert_gguf, estimate_gguf_memory, gguf_architecture, library_tokenizer
 from lens.models.model import Model
+from lens.models.shipped import shipped_models, shipped_record, tokenizer_place
 
 _OPEN: weakref.WeakValueDictionary[tuple[Any, ...], Model] = weakref.WeakValueDictionary()
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -44,8 +45,8 @@ def load(
     from safetensors or GGUF only; pickled weights and code from the hub are refused.
 
     Args:
-        source: a name of the catalogue (`smollm2-135m`), a hub id, a folder, a `.gguf` file, or a
-            live transformers module (used as it is: `device`, `dtype`, `device_map` do not apply).
+        source: a name of the catalogue (`smollm2-135m`), a model that comes with the package (`three-phase-n3`), a hub id,
+            a folder, a `.gguf` file, or a live transformers module (used as it is: `device`, `dtype`, `device_map` do not apply).
         tokenizer: a tokenizer to use instead of the source's own; needed with a live module for
             working with texts rather than token ids.
         device: where to put the weights; by default CUDA where there is one (under `torchrun`, this
@@ -71,7 +72,7 @@ def load(
         folder, name, version = _locate(str(source), revision, progress or bar)
     options: dict[str, Any] = {"dtype": number, "device_map": device_map or str(place), "revision": revision}
     module = _open(folder, options)
-    tokenizer = tokenizer if tokenizer is not None else _open_tokenizer(folder, revision)
+    tokenizer = tokenizer if tokenizer is not None else _open_tokenizer(tokenizer_place(folder), revision)
     model = Model(
         module, tokenizer, name=name, revision=version or getattr(module.config, "_commit_hash", None) or "", anatomy=anatomy
     )
@@ -82,7 +83,7 @@ def load(
 def _identity(source: str) -> tuple[Any, ...]:
     """What tells one source from another: for files, where they lie and when they were written."""
     path = Path(source).expanduser()
-    if source in NAMED_MODELS or not path.exists():
+    if source in NAMED_MODELS or source in shipped_models() or not path.exists():
         return (source,)
     files = [path] if path.is_file() else sorted(path.glob("*.json")) + sorted(path.glob("*.safetensors"))
     return (str(path.resolve()), *((file.name, file.stat().st_mtime_ns) for file in files))
@@ -128,22 +129,25 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 def _locate(source: str, revision: str | None, progress: Progress) -> tuple[str, str, str]:
     """Where the files are (folder or hub id), how the model is called, and its version if known."""
-    if revision is not None and (source in NAMED_MODELS or Path(source).expanduser().exists()):
+    shipped = shipped_models()
+    if revision is not None and (source in NAMED_MODELS or source in shipped or Path(source).expanduser().exists()):
         raise InputError(f"A revision ({revision}) of {source}", "a hub id, the only source with revisions", "leaving it out")
     if source in NAMED_MODELS:
         folder = pull(source, progress=progress)
         return str(folder), source, NAMED_MODELS[source].sha256[:12]
+    if source in shipped:
+        return str(shipped[source]), source, shipped_record(source)["weights_sha256"][:12]
     path = Path(source).expanduser()
     if path.suffix == ".gguf":
         return _expand_gguf(path, progress)
     if path.is_dir():
         _require_complete(path)
         return str(path), path.resolve().name, ""
-    near = difflib.get_close_matches(source, NAMED_MODELS, cutoff=0.6)
+    near = difflib.get_close_matches(source, [*NAMED_MODELS, *shipped], cutoff=0.6)
     looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_like_path or (near and "/" not in source):
         raise ModelNotFoundError(
-            f"No model {source!r}", f"a known name ({', '.join(NAMED_MODELS)}), a hub id, a folder or a .gguf file",
+            f"No model {source!r}", f"a known name ({known_names()}), a hub id, a folder or a .gguf file",
             f"lens.load({near[0]!r})" if near else "checking the path",
         )  # fmt: skip
     return source, source, revision or ""
@@ -272,7 +276,7 @@ def _translated(place: str) -> Iterator[None]:
             raise
         raise ModelNotFoundError(
             f"No model could be opened from {place!r} ({_first_line(error)})",
-            f"a known name ({', '.join(NAMED_MODELS)}), a reachable hub id, or a folder with config.json and safetensors",
+            f"a known name ({known_names()}), a reachable hub id, or a folder with config.json and safetensors",
             "checking the spelling and the network, or a local folder",
         ) from error
     except RuntimeError as error:
