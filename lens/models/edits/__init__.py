@@ -7,6 +7,7 @@ it, in whatever way and order, gives the module back bit for bit.
 
 from lens.models.edits.attention import AttentionChange, replace_attention
 from lens.models.edits.blocks import BlockPart, StandIn, part_modules, replace_block
+from lens.models.edits.order import change_states, remove_blocks, reorder_blocks, run_in_parallel, swap_blocks
 from lens.models.edits.phases import horn_profile, phase_angles
 from lens.models.edits.rope import RopeChange, TableChange, rope_base, rope_lanes, rope_table
 from lens.models.edits.skips import SkipChange, remove_skips
@@ -18,13 +19,18 @@ __all__ = [
     "SkipChange",
     "StandIn",
     "TableChange",
+    "change_states",
     "horn_profile",
     "part_modules",
     "phase_angles",
+    "remove_blocks",
     "remove_skips",
+    "reorder_blocks",
     "replace_attention",
     "replace_block",
     "rope_base",
     "rope_lanes",
     "rope_table",
+    "run_in_parallel",
+    "swap_blocks",
 ]

@@ -51,7 +51,7 @@ def replace_block(model: Model, block: int, stand_in: StandIn, *, part: BlockPar
     name = getattr(stand_in, "__name__", type(stand_in).__name__)
     with model.lock.edit(f"{place} replaced by {name}"), ExitStack() as stack:
         place = f"{place[0].upper()}{place[1:]} of {model.name}"
-        form = _form(model, ends[1], place)
+        form = form_of(model, ends[1], place)
         for module, forward in _forwards(ends, stand_in, form, place):
             stack.enter_context(in_place_of(module, forward))
         yield
@@ -109,7 +109,7 @@ def beneath(module: nn.Module, forward: Forward) -> Forward:
     return stack[stack.index(forward) - 1] or partial(type(module).forward, module)
 
 
-def _forwards(ends: tuple[nn.Module, nn.Module], stand_in: StandIn, form: _Form, place: str) -> list[tuple[nn.Module, Forward]]:
+def _forwards(ends: tuple[nn.Module, nn.Module], stand_in: StandIn, form: Form, place: str) -> list[tuple[nn.Module, Forward]]:
     """The modules to replace, and what each does instead."""
     first, last = ends
 
@@ -119,22 +119,22 @@ def _forwards(ends: tuple[nn.Module, nn.Module], stand_in: StandIn, form: _Form,
         given = given.to(states.device, form.dtype or states.dtype)
         stream = added_stream(last, args, kwargs)
         given = given if stream is None else given + stream
-        return given if form.container is None else form.container([given, *[None] * (form.length - 1)])
+        return form.wrap(given)
 
     if first is last:
-        return [(last, lambda *args, **kwargs: give(_entering(args, kwargs, place), args, kwargs))]
+        return [(last, lambda *args, **kwargs: give(entering_states(args, kwargs, place), args, kwargs))]
     assert isinstance(first, nn.Linear)  # the anatomy names two modules only where they are linear layers
     width, entered = first.out_features, []
 
     def enter(*args: Any, **kwargs: Any) -> Tensor:
-        entered[:] = [_entering(args, kwargs, place)]
+        entered[:] = [entering_states(args, kwargs, place)]
         # What stands between the two layers gets something to work on; nothing of it goes any further.
         return entered[0].new_zeros((*entered[0].shape[:-1], width))
 
     return [(first, enter), (last, lambda *args, **kwargs: give(entered.pop(), args, kwargs))]
 
 
-def _entering(args: Sequence[Any], kwargs: Mapping[str, Any], place: str) -> Tensor:
+def entering_states(args: Sequence[Any], kwargs: Mapping[str, Any], place: str) -> Tensor:
     """The states among a module's arguments."""
     if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
         raise UnsupportedModelError(
@@ -154,7 +154,7 @@ def _require_shape(given: Any, states: Tensor, place: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Form:
+class Form:
     """How a module hands its states on.
 
     Attributes:
@@ -167,11 +167,15 @@ class _Form:
     length: int
     dtype: torch.dtype | None
 
+    def wrap(self, states: Tensor) -> Any:
+        """States as the module would hand them on."""
+        return states if self.container is None else self.container([states, *[None] * (self.length - 1)])
 
-_FORMS: weakref.WeakKeyDictionary[nn.Module, _Form | None] = weakref.WeakKeyDictionary()
+
+_FORMS: weakref.WeakKeyDictionary[nn.Module, Form | None] = weakref.WeakKeyDictionary()
 
 
-def _form(model: Model, module: nn.Module, place: str) -> _Form:
+def form_of(model: Model, module: nn.Module, place: str) -> Form:
     """Found once for all parts of a model, by running two tokens."""
     if module not in _FORMS:
         parts = [(block.module, block.attention, block.mlp and block.mlp[1]) for block in model.anatomy.blocks]
@@ -192,4 +196,4 @@ def _note_form(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     if not isinstance(given, Tensor) or not isinstance(taken, Tensor):
         _FORMS[module] = None
         return
-    _FORMS[module] = _Form(container, len(output), given.dtype if given.dtype != taken.dtype else None)
+    _FORMS[module] = Form(container, len(output), given.dtype if given.dtype != taken.dtype else None)
