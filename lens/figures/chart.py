@@ -50,7 +50,8 @@ from lens.figures.chart_parts import (
 
 __all__ = [
     "BLACK", "BLUE", "GREEN", "MARKS", "ORANGE", "PARTS", "PURPLE", "SCRIPTS", "SERIES_COLOURS", "SKY", "STYLES", "YELLOW",
-    "Axis", "Plot", "axis", "bars", "chart", "clock", "heat_map", "histogram", "lines", "phase_colours", "rule", "scatter", "series",
+    "Axis", "Plot", "axis", "bars", "chart", "clock", "heat_map", "histogram", "lines", "phase_colours", "rule",
+    "scatter", "series",
 ]  # fmt: skip
 
 MOST_CELLS = 10_000

@@ -1,5 +1,9 @@
 const DIAL = 290; // the widest dial, in pixels
 const TURN = 2 * Math.PI;
+const TICK = 0.94; // where a mark inside the rim begins
+const HANDS = ["hand", "spoke", "trace"];
+const RING = "m-3.2 0a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0-6.4 0";
+const kindOf = (hand) => hand.kind ?? HANDS[0];
 
 /** Hands on a dial, as angles in the complex plane: 0 to the right, growing upward. */
 class Clock extends Things {
@@ -40,22 +44,48 @@ class Clock extends Things {
   paint() {
     this.drawDial();
     const { groups } = this.data;
-    const hands = pool(this.quiet("hands"), groups.length, () => shape("path"));
-    groups.forEach((group, k) => {
-      const d = this.things.map((hand, n) => (hand.group === k ? `M${at(this.centre)}L${at(this.places[n])}` : "")).join("");
-      put(hands[k], { d, stroke: this.view.seen(group.colour) });
-    });
+    const hands = pool(this.quiet("hands"), HANDS.length * groups.length, () => shape("path"));
+    groups.forEach((group, k) => HANDS.forEach((kind, m) => {
+      const d = this.things.map((hand, n) => (hand.group === k && kindOf(hand) === kind ? this.handTo(n) : "")).join("");
+      put(hands[HANDS.length * k + m], { d, stroke: this.view.seen(group.colour), class: `lens-chart-${kind}` });
+    }));
     this.drawMarks(this.svg);
     put(this.parts.marks, { "aria-hidden": "true" });
+    this.nameSpokes();
     this.quiet("controls");
     this.quiet("labels");
     this.quiet("front");
   }
 
+  /** From the centre to the tip; a trace ends in a ring. */
+  handTo(n) {
+    const line = `M${at(this.centre)}L${at(this.places[n])}`;
+    return kindOf(this.things[n]) === "trace" ? `${line}${RING}` : line;
+  }
+
+  /** Letters beyond the tips of spokes; those of one place stand in one text. */
+  nameSpokes() {
+    const places = new Map();
+    this.things.forEach((hand, n) => {
+      if (kindOf(hand) !== "spoke") return;
+      const place = at(this.places[n].map(Math.round));
+      const [x, y] = this.tip(hand, 14);
+      const here = places.get(place) ?? places.set(place, { x, y, marks: [] }).get(place);
+      here.marks.push(tame(hand.mark));
+    });
+    const texts = pool(this.quiet("names"), places.size, () => shape("text", { "text-anchor": "middle" }));
+    [...places.values()].forEach(({ x, y, marks }, n) => {
+      put(texts[n], { x, y: y + 4 });
+      say(texts[n], marks.join("·"));
+    });
+  }
+
   drawDial() {
     const [x, y] = this.centre;
     const r = this.radius;
-    const [rim, cross] = pool(this.quiet("dial"), 2, (n) => shape(["circle.rule", "path.rule"][n]));
+    const [rim, cross, ticks] = pool(this.quiet("dial"), 3, (n) => shape(["circle.rule", "path.rule", "path.tick"][n]));
+    put(ticks, { d: this.data.ticks.map((angle) => (
+      `M${at(this.tip({ angle, length: TICK }))}L${at(this.tip({ angle, length: 1 }))}`)).join("") });
     put(rim, { cx: x, cy: y, r });
     put(cross, { d: `M${x - r} ${y}H${x + r}M${x} ${y - r}V${y + r}` });
     const names = [["0", 1, 0, "start"], ["π/2", 0, -1, "middle"], ["π", -1, 0, "end"], ["3π/2", 0, 1, "middle"]];
@@ -123,7 +153,23 @@ class Clock extends Things {
     const note = longest(this.things.map((one) => tame(one.note)));
     const said = [{ name: "angle", value: hand ? this.degrees(hand) : "–", room: 4 },
       ...(note ? [{ name: "", value: hand ? tame(hand.note) : "", room: note }] : [])];
-    this.showEntries([...this.groupRows(), ...mean, ...said]);
+    this.showEntries([...(this.hasSpokes ? this.keyRows() : this.groupRows()), ...mean, ...said]);
+  }
+
+  /** Spokes bear their names, so the read-out says what kinds of hand there are. */
+  get hasSpokes() {
+    return this.things.some((hand) => kindOf(hand) === "spoke");
+  }
+
+  keyRows() {
+    const { groups, key } = this.data;
+    const stroke = this.view.seen(groups[0].colour);
+    const samples = {
+      spoke: { stroke: { d: "M-13 0H8", class: "lens-chart-curve", stroke }, mark: { d: `M9 0${MARK.circle}`, fill: stroke, class: "lens-chart-mark" } },
+      trace: { stroke: { d: `M-13 0H5${RING}`, class: "lens-chart-curve lens-chart-traced", stroke } },
+      tick: { stroke: { d: "M0-6V6", class: "lens-chart-tick" } },
+    };
+    return Object.entries(key).map(([kind, name]) => ({ sample: samples[kind], name: tame(name) }));
   }
 }
 

@@ -23,6 +23,7 @@ from lens.figures.chart_parts import (
 )
 
 MOST_HANDS = 512
+HAND_KINDS = ("hand", "spoke", "trace")
 
 CurvesLike = Mapping[str, tuple[ArrayLike, ArrayLike]]
 
@@ -84,20 +85,25 @@ def clock(
     *,
     title: str = "",
     here: Mapping[str, Any] | None = None,
+    ticks: ArrayLike = (),
+    key: Mapping[str, str] | None = None,
 ) -> Plot:
     """Hands on a dial; a click selects one. Angle 0 points to the right, and angles grow as in the complex plane.
 
     Args:
         name: key of the selection.
         hands: `{"angle": …, "label": …}` each, in radians, of any size; optionally a `group`, a `length` from 0 to 1 (the
-            rim), a `note` that the read-out adds, and a `value`, the number that a selection holds instead of the label. At
-            most 512, in at most seven groups.
+            rim), a `note` that the read-out adds, a `value`, the number that a selection holds instead of the label, a
+            `colour` of its group, and a `kind`: `hand`; `spoke`, stronger and with its `mark`, a few letters, at the tip;
+            or `trace`, dashed with an open end. At most 512, in at most seven groups, or twelve of phases.
         title: a short heading.
         here: one more hand in the accent, as for a sum or a mean; it cannot be selected.
+        ticks: angles of marks inside the rim, as for places to compare with.
+        key: what a `spoke`, a `trace` and a `tick` stand for, in the read-out.
 
     Raises:
-        InputError: no hand, a label or value twice, an angle that is not finite, a length outside 0 to 1, or more groups than
-            colours.
+        InputError: no hand, a label or value twice, an angle that is not finite, a length outside 0 to 1, an unknown kind, or
+            more groups than colours.
     """
     if not 0 < len(hands) <= MOST_HANDS:
         raise InputError(f"{name!r} has {len(hands)} hands", f"1 to {MOST_HANDS}", "every second one")
@@ -105,7 +111,8 @@ def clock(
     found = [_hand(one, groups) for one in hands]
     _distinct([one.get("value", one["label"]) for one in found], name)
     mean = None if here is None else _hand({**here, "group": ""}, [{"name": ""}])
-    return {"kind": "clock", "name": name, "title": title, "hands": found, "groups": groups, "here": mean}
+    return {"kind": "clock", "name": name, "title": title, "hands": found, "groups": groups, "here": mean,
+            "ticks": [_turned(angle) for angle in np.asarray(ticks, dtype=float)], "key": dict(key or {})}  # fmt: skip
 
 
 def _curves(given: CurvesLike, name: str) -> list[dict[str, Any]]:
@@ -124,7 +131,8 @@ def _groups(given: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, An
     if len(given) > MOST_POINTS:
         raise InputError(f"{name!r} has {len(given):,} dots", f"at most {MOST_POINTS:,}", "some of them")
     names = list(dict.fromkeys(str(one.get("group", "")) for one in given))
-    groups = [{"name": one, "colour": SERIES_COLOURS.get(one)} for one in names]
+    own = {str(one.get("group", "")): one["colour"] for one in given if "colour" in one}
+    groups = [{"name": one, "colour": own.get(one, SERIES_COLOURS.get(one))} for one in names]
     return in_colours(groups, name, [one["colour"] for one in curves])
 
 
@@ -141,12 +149,22 @@ def _dot(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], x_axis: 
 
 def _hand(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     label, angle, length = str(given["label"]), float(given["angle"]), float(given.get("length", 1.0))
+    kind, mark = str(given.get("kind", HAND_KINDS[0])), str(given.get("mark", ""))
+    if kind not in HAND_KINDS:
+        raise InputError(f"The hand {label!r} is a {kind!r}", f"one of {', '.join(HAND_KINDS)}", "kind='spoke'")
     if not np.isfinite(angle) or not 0 <= length <= 1 + 1e-9:
         needed = "a finite angle and a length from 0 to 1"
         raise InputError(f"The hand {label!r} has angle {angle:g} and length {length:g}", needed, "length=1.0")
-    turned = {"angle": float(f"{angle % (2 * np.pi):.4f}") % 6.2832, "length": plain(length)}
-    found = {**turned, "label": label, "note": str(given.get("note", "")), "group": _number_of(given, groups)}
+    found = {"angle": _turned(angle), "length": plain(length), "label": label, "note": str(given.get("note", "")),
+             "group": _number_of(given, groups)}  # fmt: skip
+    if kind != HAND_KINDS[0]:
+        found |= {"kind": kind, "mark": mark}
     return {**found, "value": plain(given["value"])} if "value" in given else found
+
+
+def _turned(angle: float) -> float:
+    """Within one turn, four decimals."""
+    return float(f"{angle % (2 * np.pi):.4f}") % 6.2832
 
 
 def _number_of(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> int:

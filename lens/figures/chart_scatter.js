@@ -53,12 +53,12 @@ class Things extends Plot {
   }
 
 
-  /** A mark of its group's colour at each place, one path for each group. */
+  /** A mark of its group's colour at each place, one path for each group; a trace has none. */
   drawMarks(parent) {
     const { groups } = this.data;
     const paths = pool(this.part("marks", parent), groups.length, () => shape("path"));
     groups.forEach((group, k) => {
-      const d = this.things.map((thing, n) => (thing.group === k ? `M${at(this.places[n])}${MARK[group.marker]}` : "")).join("");
+      const d = this.things.map((thing, n) => (thing.group === k && thing.kind !== "trace" ? `M${at(this.places[n])}${MARK[group.marker]}` : "")).join("");
       const colour = this.view.seen(group.colour);
       put(paths[k], { d, class: markClass(group), stroke: colour, fill: colour });
     });

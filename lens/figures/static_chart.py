@@ -199,11 +199,17 @@ def _draw_clock(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
 
     axes.add_patch(Circle((0, 0), 1, fill=False, edgecolor="#9aa0ab", linewidth=0.8))
     for n, group in enumerate(plot["groups"]):
-        tips = np.array([_tip(hand) for hand in plot["hands"] if hand["group"] == n])
-        colour = _seen(group["colour"])
-        axes.plot(*_spokes(tips), color=colour, linewidth=0.6, alpha=0.5)
-        axes.plot(*tips.T, _MARKERS[group["marker"]], color=colour, markersize=4, markeredgecolor="white", markeredgewidth=0.5,
-                  label=_label(group["name"]) or None)  # fmt: skip
+        for kind, (width, dash, opacity) in _HANDS.items():
+            tips = np.array([_tip(hand) for hand in plot["hands"] if (hand["group"], hand.get("kind", "hand")) == (n, kind)])
+            if not len(tips):
+                continue
+            colour, traced = _seen(group["colour"]), kind == "trace"
+            axes.plot(*_spokes(tips), color=colour, linewidth=width, linestyle=dash, alpha=opacity)
+            edge = {"markerfacecolor": "white"} if traced else {"markeredgecolor": "white", "markeredgewidth": 0.5}
+            axes.plot(*tips.T, "o" if traced else _MARKERS[group["marker"]], color=colour, markersize=4, **edge,
+                      label=None if traced else _label(group["name"]) or None)  # fmt: skip
+    for angle in plot["ticks"]:
+        axes.plot(*np.outer([np.cos(angle), np.sin(angle)], [0.94, 1.0]), color="#333", linewidth=1.2)
     marked: list[tuple[Any, str, str | None]] = [
         (hand, ACCENT, None) for hand in plot["hands"] if chosen is not None and hand.get("value", hand["label"]) == chosen
     ]
@@ -216,6 +222,9 @@ def _draw_clock(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
     axes.set(xlim=(-1.25, 1.25), ylim=(-1.2, 1.2), aspect="equal", xticks=[], yticks=[])
     _finish(axes, {**plot, "series": plot["groups"], "rules": []}, "both")
     axes.spines["bottom"].set_visible(False)
+
+
+_HANDS: Mapping[str, tuple[float, Any, float]] = {"hand": (0.6, "-", 0.5), "spoke": (1.6, "-", 1.0), "trace": (1.0, ":", 1.0)}
 
 
 def _tip(hand: Mapping[str, Any]) -> tuple[float, float]:

@@ -8,7 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lens.figures.chart import SCRIPTS, STYLES, axis, bars, chart, clock, heat_map, histogram, lines, rule, scatter, series
+from lens.figures.chart import (
+    SCRIPTS,
+    STYLES,
+    axis,
+    bars,
+    chart,
+    clock,
+    heat_map,
+    histogram,
+    lines,
+    phase_colours,
+    rule,
+    scatter,
+    series,
+)
 from lens.figures.page import widget_source
 from tests.base.hostile import HOSTILE
 from tests.browser.conftest import Watched
@@ -563,6 +577,16 @@ def test_hands_point_where_their_angles_say(show):
     assert north[0] == pytest.approx(south[0], abs=0.2)
     assert north[1] < east[1] < south[1]
     assert west[0] < north[0] < east[0]
+
+
+def test_spokes_of_one_place_share_their_letters(show):
+    angles = [0.0, 2.0, 0.0]
+    spokes = [{"angle": angle, "label": f"phase {n}", "kind": "spoke", "mark": n, "group": f"phase {n}",
+               "colour": phase_colours(3)[n]} for n, angle in enumerate(angles)]  # fmt: skip
+    shown = show(clock("phase", spokes, key={"spoke": "imposed"}))
+    expect(shown.page.locator(".lens-chart-names text")).to_have_text(["0·2", "1"])
+    expect(shown.readout).to_contain_text("imposed")
+    expect(shown.readout).not_to_contain_text("phase 1")
 
 
 def test_a_hand_and_a_curve_of_one_name_are_selected_together(show):

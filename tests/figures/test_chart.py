@@ -249,6 +249,20 @@ def test_an_angle_is_one_within_a_turn(angle):
     assert abs(np.exp(1j * found) - np.exp(1j * angle)) < 1e-4
 
 
+def test_spokes_of_a_wheel_bear_marks_in_the_colours_of_phases():
+    colours = phase_colours(12)
+    spokes = [hand(f"phase {n}", n, kind="spoke", mark=n, group=f"phase {n}", colour=colours[n]) for n in range(12)]
+    traces = [hand(f"phase {n}, measured", n, kind="trace", length=0.5, group=f"phase {n}") for n in range(12)]
+    plot = clock("phase", [*spokes, *traces], ticks=[0.0, -np.pi / 2], key={"spoke": "imposed", "trace": "measured"})
+    assert [group["colour"] for group in plot["groups"]] == colours
+    assert [(one["kind"], one["mark"]) for one in plot["hands"]] == [
+        *(("spoke", str(n)) for n in range(12)),
+        *[("trace", "")] * 12,
+    ]
+    assert plot["ticks"] == pytest.approx([0.0, 3 * np.pi / 2], abs=1e-4)
+    chart([plot])
+
+
 def test_a_clock_and_curves_over_the_same_numbers_are_one_selection():
     hands = [hand(f"lane {n}", 0.1 * n, value=n) for n in range(3)]
     curves = lines("lane", range(3), {"wavelength": [1, 2, 3]}, x_axis="lane", y_axis="tokens")
@@ -310,6 +324,7 @@ def two(names, values=(1, 2)):
         (lambda: clock("a", []), "0 hands"),
         (lambda: clock("a", [hand("b", np.inf)]), "angle inf"),
         (lambda: clock("a", [hand("b", 1.0, length=1.5)]), "length 1.5"),
+        (lambda: clock("a", [hand("b", 1.0, kind="needle")]), "'needle'"),
         (lambda: clock("a", [hand("b", 1.0, value=1), hand("c", 1.0, value=1)]), "1 twice"),
         (lambda: chart([]), "no plot"),
         (lambda: chart([curve([1]), curve([1, 2])]), "Two plots are named 'kl'"),

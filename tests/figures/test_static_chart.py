@@ -7,7 +7,7 @@ import pytest
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_rgb
 
-from lens.figures.chart import MARKS, axis, bars, chart, clock, heat_map, histogram, lines, rule, scatter, series
+from lens.figures.chart import MARKS, axis, bars, chart, clock, heat_map, histogram, lines, phase_colours, rule, scatter, series
 from lens.figures.measures import ACCENT
 from lens.figures.static_chart import static_figure
 from tests.base.hostile import HOSTILE
@@ -37,6 +37,21 @@ HANDS = clock(
 
 def axes_of(plot, selected=None):
     return static_figure(chart([plot]), selected).axes[0]
+
+
+BLUEST = phase_colours(1)[0]
+WHEEL = clock(
+    "phase",
+    [{"angle": 0.0, "label": "phase 0", "group": "phase 0", "kind": "spoke", "mark": "0", "length": 0.8, "colour": BLUEST},
+     {"angle": np.pi, "label": "measured", "group": "phase 0", "kind": "trace", "length": 0.5}],
+    ticks=[np.pi / 2],
+)  # fmt: skip
+
+
+def test_a_wheel_has_its_spoke_its_trace_and_its_tick():
+    found = [line.get_xydata() for line in axes_of(WHEEL).lines]
+    ends = [points[-1 if len(points) == 1 else 1].tolist() for points in found]
+    np.testing.assert_allclose(ends, [[0.8, 0], [0.8, 0], [-0.5, 0], [-0.5, 0], [0, 1]], atol=1e-4)
 
 
 def test_a_curve_is_the_values_with_their_gap():
