@@ -143,6 +143,18 @@ def corpus(source: str | Path | Iterable[str] = "wikipedia", progress: Progress 
     raise InputError(f"No corpus and no path {str(source)!r}", f"{known}, a text file or a folder", "lens.corpus('wikipedia')")
 
 
+def download_size(source: str) -> int:
+    """Bytes that opening a built-in corpus would fetch now: 0 where it is in the cache, or made of what is installed.
+
+    Raises:
+        InputError: no built-in corpus.
+    """
+    if source not in _BUILT_IN:
+        raise InputError(f"No built-in corpus {source!r}", ", ".join(_BUILT_IN), "lens.corpora.download_size('wikipedia')")
+    file = _FETCHED.get(source)
+    return 0 if file is None or _kept_texts(source, file).exists() else file.wheel_size
+
+
 def _path(source: str) -> Path | None:
     """The path that a text can be, None where it can be none: a long prose, an unknown user's home."""
     try:
@@ -164,7 +176,7 @@ def _news(progress: Progress) -> Corpus:
 
 def _cached_texts(name: str, file: IndexFile, read: Callable[[Path], Iterable[str]], progress: Progress) -> list[str]:
     """Texts of a fetched file, kept in the cache as JSON lines under a name that holds the file's hash."""
-    target = cache_folder() / "corpora" / f"{name}-{file.sha256[:8]}-r{_READER}.jsonl"
+    target = _kept_texts(name, file)
     with cache_lock(target.stem):
         texts = _read_texts(target)
         if texts is None:
@@ -172,6 +184,10 @@ def _cached_texts(name: str, file: IndexFile, read: Callable[[Path], Iterable[st
             texts = _read_texts(target)
     assert texts is not None  # just written
     return texts
+
+
+def _kept_texts(name: str, file: IndexFile) -> Path:
+    return cache_folder() / "corpora" / f"{name}-{file.sha256[:8]}-r{_READER}.jsonl"
 
 
 def _fetch_texts(name: str, file: IndexFile, read: Callable[[Path], Iterable[str]], target: Path, progress: Progress) -> None:
@@ -279,3 +295,4 @@ def _write_texts(path: Path, texts: Iterable[str]) -> None:
 
 
 _BUILT_IN: dict[str, Callable[[Progress], Corpus]] = {"wikipedia": _wikipedia, "news": _news, "docstrings": _docstrings}
+_FETCHED = {"wikipedia": WIKIPEDIA, "news": NEWS}

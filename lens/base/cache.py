@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+_LOOK_EVERY = 0.1  # seconds between two looks at whether what waits for a lock is still wanted
 
 
 def cache_folder() -> Path:
@@ -21,14 +23,29 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def cache_lock(name: str) -> Iterator[None]:
-    """Hold the cross-process lock of one cache entry, so that two notebooks never build it twice."""
-    from filelock import FileLock
+def cache_lock(name: str, check: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the cross-process lock of one cache entry, so that two notebooks never build it twice.
+
+    Args:
+        name: of the entry.
+        check: called again and again while somebody else holds it; raising from it gives the waiting up.
+    """
+    from filelock import FileLock, Timeout
 
     folder = cache_folder() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
+    lock = FileLock(folder / f"{name}.lock", timeout=-1 if check is None else _LOOK_EVERY)
+    while True:
+        try:
+            lock.acquire()
+            break
+        except Timeout:
+            assert check is not None  # without it there is no end of waiting
+            check()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)

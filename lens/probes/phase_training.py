@@ -30,7 +30,8 @@ def phase_training(trained: Record | Path | str) -> xr.Dataset:
     """Read what was recorded while a Three-Phase model trained.
 
     Args:
-        trained: the record, or the folder that `lens train` wrote.
+        trained: the record, or the folder that `lens train` wrote. Of a training that is not finished the record so far: it lacks
+            what is measured at the end, and before the first look it has no looks.
 
     Returns:
         Dataset over `step`, the number of an update from 1 on, and `looked_at`, the number of updates before a look, from 0 on:
@@ -51,17 +52,23 @@ def phase_training(trained: Record | Path | str) -> xr.Dataset:
     """
     record = trained if isinstance(trained, Record) else read_record(Path(trained) / RECORD)
     looks = {number: step.observed for number, step in enumerate(record.steps, 1) if step.observed}
-    if "initial" not in record.results or not looks or "phase_mean" not in record.results["initial"]:
+    if "initial" in record.results:
+        looks = {0: record.results["initial"], **looks}
+    if not looks or any("phase_mean" not in look for look in looks.values()):
         raise InputError(f"The record of {record.recipe.name} holds no phases", "one that lens train wrote", "another folder")
-    looks = {0: record.results["initial"], **looks}
     found = {**_steps(record), **_looks(looks), **_tested(record.results), **_angles(record, looks)}
     coordinates = {
         "step": variable(("step",), np.arange(1, len(record.steps) + 1), "number of the update"),
         "looked_at": variable(("looked_at",), np.array(list(looks)), "updates before the look"),
         "direction": texts(("direction",), DIRECTIONS[: found["share"].shape[1]], "direction in the stream"),
-        "corpus": texts(("document",), [name for name, values in _by_corpus(record) for _ in values], "corpus of the document"),
-        "corpus_name": texts(("corpus_name",), [name for name, _ in _by_corpus(record)], "corpus"),
     }
+    if "test_loss" in found:
+        coordinates |= {
+            "corpus": texts(
+                ("document",), [name for name, values in _by_corpus(record) for _ in values], "corpus of the document"
+            ),
+            "corpus_name": texts(("corpus_name",), [name for name, _ in _by_corpus(record)], "corpus"),
+        }
     sizes = xr.Dataset(found).sizes
     coordinates |= {name: variable((name,), np.arange(sizes[name]), words) for name, words in _PLACES.items() if name in sizes}
     return xr.Dataset(found, coordinates, _facts(record))
@@ -81,7 +88,8 @@ def _steps(record: Record) -> dict[str, xr.Variable]:
 
 
 def _looks(looks: dict[int, Any]) -> dict[str, xr.Variable]:
-    stacked = {name: np.array([look[name] for look in looks.values()]) for name in looks[0]}
+    names = ("validation_loss", "phase_mean", "phase_norm", "share")
+    stacked = {name: np.array([look[name] for look in looks.values()]) for name in names}
     cut = ("looked_at", "layer", "phase")
     return {
         "validation_loss": exact(("looked_at",), stacked["validation_loss"], "held-out loss, nats per token", "nats"),
@@ -93,6 +101,9 @@ def _looks(looks: dict[int, Any]) -> dict[str, xr.Variable]:
 
 
 def _tested(results: Any) -> dict[str, xr.Variable]:
+    """Of a finished training."""
+    if "test_loss" not in results:
+        return {}
     documents = np.concatenate([np.array(values) for values in results["test_loss"].values()])
     positions = np.array(list(results["position_loss"].values()))
     return {
@@ -103,14 +114,16 @@ def _tested(results: Any) -> dict[str, xr.Variable]:
 
 def _angles(record: Record, looks: dict[int, Any]) -> dict[str, xr.Variable]:
     """Angles and their drift; nothing of a model without angles. Tied ones are one pair, frozen ones never move."""
-    if "theta" not in looks[0]:
+    if any("theta" not in look for look in looks.values()):
         return {}
     angles = np.array([look["theta"] for look in looks.values()])
     spared = any("theta".endswith(end) for end in record.recipe.undecayed)
     model = record.source["model"]
     still = spared or model.get("phase_rotation") == "frozen"
     left = 1.0 if still else decay_factor([step.learning_rate for step in record.steps], record.recipe.weight_decay)
-    drift = theta_drift(angles, angles[0, :, 0].tolist(), decayed=left).rename(step="looked_at")
+    # Without the look before the first step: what the configuration says that they start from.
+    start = angles[0, :, 0].tolist() if 0 in looks else model.get("initial_angles")
+    drift = theta_drift(angles, start, decayed=left).rename(step="looked_at")
     return {name: drift[name].variable for name in ("theta", *_DRIFT)}  # already labelled
 
 
@@ -130,7 +143,8 @@ def _facts(record: Record) -> dict[str, str | int | float]:
         "length": source["length"],
         "precision": source["precision"],
         "weight_decay": record.recipe.weight_decay,
-        "parameters": results["parameters"],
+        "steps": record.recipe.steps,
+        **({"parameters": results["parameters"]} if "parameters" in results else {}),
         "tokens": record.tokens or 0,
         "seconds": record.seconds,
         **record.environment,

@@ -197,6 +197,21 @@ def _resume(
     return [StepRecord(**step) for step in facts["steps"]], facts["environment"]
 
 
+def kept_steps(folder: Path | str) -> tuple[dict[str, Any], dict[str, Any], list[StepRecord]] | None:
+    """What the state in a folder says it is of (`recipe`, `source`), where it was trained, and its steps; None without one.
+
+    The tensors are not read: whether they are whole is found out by whoever goes on from them.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(Path(folder) / "state.safetensors"), "pt") as file:
+            facts = json.loads((file.metadata() or {})["facts"])
+        return facts["asked"], facts["environment"], [StepRecord(**step) for step in facts["steps"]]
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
 def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Facts and tensors of a state; None where there is none, or one that was damaged."""
     from safetensors import SafetensorError, safe_open

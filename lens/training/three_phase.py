@@ -31,10 +31,11 @@ from lens.corpora import Corpus, corpus
 from lens.models.load import load, quiet_transformers, require_device
 from lens.models.three_phase import PhaseRotation, ThreePhaseForCausalLM
 from lens.models.three_phase.modeling import Horn
-from lens.training.loop import Watch, tell_steps, train
+from lens.training.drawing import DrawnFrom
+from lens.training.loop import Watch, kept_steps, tell_steps, train
 from lens.training.phase_course import look_at_phases
 from lens.training.phase_recipes import PhaseRecipe, phase_recipe
-from lens.training.record import Record, read_record
+from lens.training.record import Recipe, Record, read_record
 from lens.training.subwords import HeldOut, SubwordLoss, SubwordText, subword_text, window_losses
 
 RECORD = "training.jsonl"
@@ -42,6 +43,7 @@ LOOKS = 24  # at the phases and the held-out loss, while a model trains
 LOOK_DOCUMENTS = 16  # of each corpus, one window each
 TEST_DOCUMENTS, TEST_WINDOWS = 64, 4  # of each corpus; of each document
 _FORMAT = 1
+_SOURCE = ("format", "title", "model", "corpora", "corpus_hashes", "vocabulary", "tokenizer", "length", "windows", "precision")
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,7 @@ class TrainedModel:
 def phase_model(recipe: PhaseRecipe, seed: int) -> ThreePhaseForCausalLM:
     """An untrained model; those of one size and seed have the same weights, whatever their variant."""
     config = recipe.config()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with DrawnFrom(seed):
         return ThreePhaseForCausalLM(config).eval()  # no dropout: training and reading are the same
 
 
@@ -85,6 +86,7 @@ def train_three_phase(
     corpora: Sequence[Corpus] | None = None,
     progress: Progress | None = None,
     check: Callable[[], None] | None = None,
+    began: Callable[[Record], None] | None = None,
     watch: Watch | None = None,
 ) -> TrainedModel:
     """Train a model, or go on with its training, or read it where it is finished.
@@ -96,7 +98,10 @@ def train_three_phase(
         folder: for state and result; by default a place in the cache.
         corpora: in the place of those that the recipe names.
         progress: callback in steps; by default a bar in a terminal.
-        check: called before every step; raising `Cancelled` stops, and the next call goes on.
+        check: called before every step, and while another process trains the same; raising `Cancelled` stops, and the next
+            call goes on.
+        began: called once before the first step, with a record of no step whose `results` hold `initial`, the first look. Not
+            called where the training is finished.
         watch: called with the number and the `StepRecord` of every step, from the first one on: its loss, and 24 times in a
             training `observed`, see `lens.training.phase_course.look_at_phases`.
 
@@ -112,7 +117,7 @@ def train_three_phase(
     source = _source(chosen, text, place)
     key = hashlib.sha256(json.dumps([training.facts(), source]).encode()).hexdigest()[:16]
     target = cache_folder() / "trained" / f"{chosen.name}-seed{seed}-{key[:8]}" if folder is None else Path(folder)
-    with cache_lock(f"trained-{hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]}"):
+    with cache_lock(f"trained-{hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]}", check):
         if (kept := _finished(target, training.facts(), source)) is not None:
             tell_steps(watch, kept.steps)
             return TrainedModel(target, kept)
@@ -120,11 +125,13 @@ def train_three_phase(
         nn.Module.to(module, place)
         held = _held_out(chosen, text)
         look = _Look(module, chosen, text)
-        initial = look(0)
+        initial, tokens = look(0), chosen.text.windows * chosen.text.length
+        if began is not None:
+            began(Record(training, source, {}, (), tokens, {"initial": initial}))
         loss = SubwordLoss(module, text, length=chosen.text.length, windows=chosen.text.windows, seed=seed)
         record = train(
-            training, module, loss, source=source, tokens_per_step=chosen.text.windows * chosen.text.length, folder=target,
-            progress=progress, check=check, observe=look, watch=watch,
+            training, module, loss, source=source, tokens_per_step=tokens, folder=target, progress=progress, check=check,
+            observe=look, watch=watch,
         )  # fmt: skip
         results = {"initial": initial, **_save(module, text, target), **_tested(module, held), **_sizes(module, record)}
         losses = _tested(load(target, device=place).module, held)["test_loss"]
@@ -136,19 +143,60 @@ def train_three_phase(
         return TrainedModel(target, finished)
 
 
-def _source(recipe: PhaseRecipe, text: SubwordText, device: torch.device) -> dict[str, Any]:
+def kept_training(recipe: PhaseRecipe, seed: int, device: str | torch.device = "cpu") -> Record | None:
+    """What the cache holds of a training, whole or up to a state that it would go on from; None where there is nothing.
+
+    Nothing is fetched or computed. The record of one that is not finished has no `results`. Should a corpus have changed since
+    (another release of a package whose docstrings it is), a new training would begin all the same.
+
+    Args:
+        recipe, seed, device: as `train_three_phase` takes them.
+    """
+    wanted = replace(recipe.training, seed=seed).facts(), _told(recipe, torch.device(device))
+    folders = (cache_folder() / "trained").glob(f"{recipe.name}-seed{seed}-*")
+    for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+        if (found := _kept(folder)) is not None and (found.recipe.facts(), _without_text(found.source)) == wanted:
+            return found
+    return None
+
+
+def _kept(folder: Path) -> Record | None:
+    if (folder / RECORD).exists():
+        return read_record(folder / RECORD)
+    if (state := kept_steps(folder)) is None:
+        return None
+    asked, environment, steps = state
+    return Record(Recipe(**asked["recipe"]), asked["source"], environment, tuple(steps))
+
+
+def _without_text(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training is made of, but for what only reading the corpora can tell."""
+    return {name: value for name, value in source.items() if name not in ("corpus_hashes", "tokenizer")}
+
+
+def _told(recipe: PhaseRecipe, device: torch.device) -> dict[str, Any]:
+    """What a recipe says of the training's source."""
     return {
         "format": _FORMAT,
         "title": recipe.title,
         "model": {name: recipe.model[name] for name in sorted(recipe.model)},
-        "corpora": [found.name for found in text.corpora],
-        "corpus_hashes": [found.digest for found in text.corpora],
+        "corpora": list(recipe.text.corpora),
         "vocabulary": recipe.text.vocabulary,
-        "tokenizer": text.digest,
         "length": recipe.text.length,
         "windows": recipe.text.windows,
         "precision": "bfloat16 autocast" if device.type == "cuda" else "float32",
     }
+
+
+def _source(recipe: PhaseRecipe, text: SubwordText, device: torch.device) -> dict[str, Any]:
+    read = {
+        "corpora": [found.name for found in text.corpora],
+        "corpus_hashes": [found.digest for found in text.corpora],
+        "tokenizer": text.digest,
+    }
+    # In the order in which older records have them, for the folder's name is a hash over it.
+    told = {**_told(recipe, device), **read}
+    return {name: told[name] for name in _SOURCE}
 
 
 def _finished(folder: Path, recipe: dict[str, Any], source: dict[str, Any]) -> Record | None:

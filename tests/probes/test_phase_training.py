@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -77,5 +79,20 @@ def test_dataset_survives_a_file(trained: dict[str, TrainedModel], tmp_path):
 
 def test_other_records_are_refused(trained: dict[str, TrainedModel]):
     record = trained["three-phase-n3"].record
+    unseen = tuple(replace(step, observed={}) for step in record.steps)
     with pytest.raises(InputError, match="holds no phases"):
-        phase_training(Record(record.recipe, record.source, record.environment, record.steps))
+        phase_training(Record(record.recipe, record.source, record.environment, unseen))
+
+
+def test_training_that_is_not_finished_is_the_beginning_of_the_finished_one(trained: dict[str, TrainedModel]):
+    record = trained["three-phase-n3"].record
+    whole = phase_training(record)
+    begun = Record(record.recipe, record.source, {}, record.steps[:3], record.tokens_per_step)
+    found = phase_training(begun)  # as a stopped one is read from its state, which holds no look before the first step
+    assert found["looked_at"].to_numpy().tolist() == [1, 2, 3]
+    for name in ("validation_loss", "share", "residual", "phase_norm"):
+        np.testing.assert_array_equal(found[name], whole[name].sel(looked_at=[1, 2, 3]))
+    np.testing.assert_allclose(found["mean_drift"], whole["mean_drift"].sel(looked_at=[1, 2, 3]), atol=1e-6)
+    assert not {"test_loss", "position_loss", "corpus"} & set(found.variables)
+    with_first = phase_training(replace(begun, results={"initial": record.results["initial"]}))
+    np.testing.assert_array_equal(with_first["validation_loss"], whole["validation_loss"].sel(looked_at=[0, 1, 2, 3]))
