@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from lens.models.run import Run as Run
     from lens.models.three_phase import absorb_rotation as absorb_rotation
     from lens.models.vocabulary_maps import vocabulary_maps as vocabulary_maps
+    from lens.probes.adapted_lens import adapted_lens as adapted_lens
+    from lens.probes.anisotropy import anisotropy as anisotropy
     from lens.probes.attention_battery import attention_battery as attention_battery
     from lens.probes.attention_battery import battery_cost as battery_cost
     from lens.probes.attention_battery import head_detail as head_detail
@@ -48,12 +50,16 @@ if TYPE_CHECKING:
     from lens.probes.compare_lenses import compare_lenses as compare_lenses
     from lens.probes.conservation import conserved_quantities as conserved_quantities
     from lens.probes.conservation import gradient_identities as gradient_identities
+    from lens.probes.contextualisation import contextualisation as contextualisation
+    from lens.probes.contextualisation import shipped_prefix_decoder as shipped_prefix_decoder
     from lens.probes.copying_behaviour import copying_behaviour as copying_behaviour
     from lens.probes.copying_claims import copying_claims as copying_claims
     from lens.probes.copying_claims import copying_verdicts as copying_verdicts
+    from lens.probes.deletion_test import deletion_test as deletion_test
     from lens.probes.early_exit import early_exit as early_exit
     from lens.probes.horn_effect import horn_cost as horn_cost
     from lens.probes.horn_effect import horn_logits as horn_logits
+    from lens.probes.intrinsic_dimension import intrinsic_dimension as intrinsic_dimension
     from lens.probes.kept import shipped_tuned_lens as shipped_tuned_lens
     from lens.probes.kept import shortcuts_for as shortcuts_for
     from lens.probes.lane_claims import lane_claims as lane_claims
@@ -72,6 +78,8 @@ if TYPE_CHECKING:
     from lens.probes.low_pass import low_pass as low_pass
     from lens.probes.low_rank_attention import low_rank_attention as low_rank_attention
     from lens.probes.low_rank_attention import low_rank_verdicts as low_rank_verdicts
+    from lens.probes.microscope_claims import microscope_claims as microscope_claims
+    from lens.probes.microscope_claims import microscope_verdicts as microscope_verdicts
     from lens.probes.offset_profile import offset_profile as offset_profile
     from lens.probes.offset_profile import shuffled_profile as shuffled_profile
     from lens.probes.operator_zoo import operator_zoo as operator_zoo
@@ -83,8 +91,11 @@ if TYPE_CHECKING:
     from lens.probes.phase_published import published_runs as published_runs
     from lens.probes.phase_training import phase_training as phase_training
     from lens.probes.phase_turn import phase_turn as phase_turn
+    from lens.probes.phase_view import phase_view as phase_view
     from lens.probes.positional_kernel import key_order as key_order
     from lens.probes.positional_kernel import positional_kernel as positional_kernel
+    from lens.probes.prefix_decoder import fit_prefix_decoder as fit_prefix_decoder
+    from lens.probes.prefix_decoder import load_prefix_decoder as load_prefix_decoder
     from lens.probes.procrustes import procrustes as procrustes
     from lens.probes.published_lens import load_published_lens as load_published_lens
     from lens.probes.qk_circuit import qk_circuit as qk_circuit
@@ -114,6 +125,8 @@ if TYPE_CHECKING:
     from lens.probes.spectrum import spectrum as spectrum
     from lens.probes.theta_drift import published_drift as published_drift
     from lens.probes.theta_drift import theta_drift as theta_drift
+    from lens.probes.token_classes import token_classes as token_classes
+    from lens.probes.token_nonlinearity import token_nonlinearity as token_nonlinearity
     from lens.probes.token_spectrum import band_readout as band_readout
     from lens.probes.token_spectrum import token_spectrum as token_spectrum
     from lens.probes.tuned_lens import fit_tuned_lens as fit_tuned_lens
@@ -210,6 +223,7 @@ _PUBLIC = {
     "phase_balance": "lens.probes.phase_balance:phase_balance",
     "phase_correlation": "lens.probes.phase_correlation:phase_correlation",
     "phase_turn": "lens.probes.phase_turn:phase_turn",
+    "phase_view": "lens.probes.phase_view:phase_view",
     "conserved_quantities": "lens.probes.conservation:conserved_quantities",
     "gradient_identities": "lens.probes.conservation:gradient_identities",
     "horn_cost": "lens.probes.horn_effect:horn_cost",
@@ -226,6 +240,18 @@ _PUBLIC = {
     "band_entropy": "lens.probes.band_entropy:band_entropy",
     "lane_claims": "lens.probes.lane_claims:lane_claims",
     "lane_verdicts": "lens.probes.lane_claims:lane_verdicts",
+    "token_nonlinearity": "lens.probes.token_nonlinearity:token_nonlinearity",
+    "token_classes": "lens.probes.token_classes:token_classes",
+    "contextualisation": "lens.probes.contextualisation:contextualisation",
+    "shipped_prefix_decoder": "lens.probes.contextualisation:shipped_prefix_decoder",
+    "fit_prefix_decoder": "lens.probes.prefix_decoder:fit_prefix_decoder",
+    "load_prefix_decoder": "lens.probes.prefix_decoder:load_prefix_decoder",
+    "intrinsic_dimension": "lens.probes.intrinsic_dimension:intrinsic_dimension",
+    "anisotropy": "lens.probes.anisotropy:anisotropy",
+    "adapted_lens": "lens.probes.adapted_lens:adapted_lens",
+    "deletion_test": "lens.probes.deletion_test:deletion_test",
+    "microscope_claims": "lens.probes.microscope_claims:microscope_claims",
+    "microscope_verdicts": "lens.probes.microscope_claims:microscope_verdicts",
     "edits": "lens.models.edits:",
     "operators": "lens.models.operators:",
     "linearity": "lens.probes.linearity:linearity",

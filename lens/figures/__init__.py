@@ -33,6 +33,7 @@ _MODULES = (
     "rotation_drift",
     "static",
     "static_chart",
+    "token_microscope",
 )
 
 

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from lens.panels.logit_lens import LogitLens as LogitLens
     from lens.panels.logit_lens import side_by_side as side_by_side
     from lens.panels.operator_zoo import OperatorZoo as OperatorZoo
+    from lens.panels.phase_view import PhaseView as PhaseView
     from lens.panels.rope_base import RopeBase as RopeBase
     from lens.panels.rope_bounds import RopeBounds as RopeBounds
     from lens.panels.rope_explorer import RopeExplorer as RopeExplorer
     from lens.panels.rotation_drift import RotationDrift as RotationDrift
+    from lens.panels.token_microscope import TokenMicroscope as TokenMicroscope
 
 # Public name -> the module that has it.
 _PUBLIC = {
@@ -39,6 +41,8 @@ _PUBLIC = {
     "OperatorZoo": "operator_zoo",
     "HeadCircuits": "head_circuits",
     "DepthCollapse": "depth_collapse",
+    "TokenMicroscope": "token_microscope",
+    "PhaseView": "phase_view",
 }
 
 
