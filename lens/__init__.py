@@ -87,7 +87,11 @@ if TYPE_CHECKING:
     from lens.probes.ov_circuit import ov_circuit as ov_circuit
     from lens.probes.ov_directions import ov_directions as ov_directions
     from lens.probes.phase_balance import phase_balance as phase_balance
+    from lens.probes.phase_claims import phase_verdicts as phase_verdicts
     from lens.probes.phase_correlation import phase_correlation as phase_correlation
+    from lens.probes.phase_family import family_differences as family_differences
+    from lens.probes.phase_family import paired_runs as paired_runs
+    from lens.probes.phase_family import phase_family as phase_family
     from lens.probes.phase_published import published_runs as published_runs
     from lens.probes.phase_training import phase_training as phase_training
     from lens.probes.phase_turn import phase_turn as phase_turn
@@ -231,6 +235,10 @@ _PUBLIC = {
     "published_runs": "lens.probes.phase_published:published_runs",
     "train_three_phase": "lens.training.three_phase:train_three_phase",
     "phase_training": "lens.probes.phase_training:phase_training",
+    "phase_family": "lens.probes.phase_family:phase_family",
+    "paired_runs": "lens.probes.phase_family:paired_runs",
+    "family_differences": "lens.probes.phase_family:family_differences",
+    "phase_verdicts": "lens.probes.phase_claims:phase_verdicts",
     "absorb_rotation": "lens.models.three_phase:absorb_rotation",
     "lane_usage": "lens.probes.lanes:lane_usage",
     "lane_logits": "lens.probes.lanes:lane_logits",

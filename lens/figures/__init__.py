@@ -23,6 +23,7 @@ _MODULES = (
     "low_rank_attention",
     "operator_zoo",
     "page",
+    "phase_family",
     "phase_view",
     "rank_collapse",
     "rope_base",

@@ -1,7 +1,13 @@
-"""From the folder of a finished training to a shipped model: weights, configuration, a short record; one tokenizer for all."""
+"""From the folder of a finished training to a shipped model: weights, configuration, a short record; one tokenizer for all.
+
+    python -m lens.training.shipping three-phase FOLDER…
+
+writes what is shipped as `lens/records/three-phase` from the folders that `lens train` wrote.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Sequence
@@ -11,9 +17,12 @@ from typing import Any
 from lens.base.errors import InputError
 from lens.base.files import atomic_file, sha256
 from lens.models.shipped import RECORD as SHIPPED_RECORD
+from lens.training.phase_recipes import FAMILY
 from lens.training.record import Record, read_record
 from lens.training.three_phase import RECORD
 
+SHIPPED = (*FAMILY, "three-phase-12-blocks")
+SEED = 0  # of the models that are shipped; the record of the family holds the others' numbers
 FORMAT = "lens-three-phase-1"
 WEIGHTS = "model.safetensors"
 LARGEST = 20_000_000  # bytes of all shipped weights
@@ -82,3 +91,21 @@ def _short(record: Record, digest: str) -> dict[str, Any]:
 def training_command(record: Record) -> str:
     """What makes the model again."""
     return f"lens train {record.recipe.name} --seed {record.recipe.seed}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m lens.training.shipping TARGET FOLDER…`: ship those of the folders that belong to the family, one seed of each."""
+    parser = argparse.ArgumentParser(description="Ship trained Three-Phase models.")
+    parser.add_argument("target", type=Path, help="the folder of all shipped models")
+    parser.add_argument("folders", type=Path, nargs="+", help="that lens train wrote; other recipes and seeds are left out")
+    options = parser.parse_args(arguments)
+    recipes = {folder: read_record(folder / RECORD).recipe for folder in options.folders}
+    chosen = [folder for folder, recipe in recipes.items() if recipe.name in SHIPPED and recipe.seed == SEED]
+    if not chosen:
+        raise InputError(f"None of {len(recipes)} trainings is shipped", f"one of {', '.join(SHIPPED)}, seed {SEED}", "others")
+    for place in ship_models(chosen, options.target):
+        print(place)
+
+
+if __name__ == "__main__":
+    main()
