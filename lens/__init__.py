@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from lens.probes.attention_what_if import attention_what_if_blocks as attention_what_if_blocks
     from lens.probes.attention_what_if import what_if_verdicts as what_if_verdicts
     from lens.probes.band_entropy import band_entropy as band_entropy
+    from lens.probes.block_influence import block_influence as block_influence
     from lens.probes.cka import cka as cka
     from lens.probes.collapse_claims import collapse_claims as collapse_claims
     from lens.probes.collapse_claims import collapse_verdicts as collapse_verdicts
@@ -56,7 +57,15 @@ if TYPE_CHECKING:
     from lens.probes.copying_claims import copying_claims as copying_claims
     from lens.probes.copying_claims import copying_verdicts as copying_verdicts
     from lens.probes.deletion_test import deletion_test as deletion_test
+    from lens.probes.depth_claims import depth_claims as depth_claims
+    from lens.probes.depth_claims import depth_verdicts as depth_verdicts
+    from lens.probes.depth_claims import shipped_depth_claims as shipped_depth_claims
+    from lens.probes.depth_curves import block_rankings as block_rankings
+    from lens.probes.depth_curves import depth_curves as depth_curves
+    from lens.probes.depth_edits import depth_edits as depth_edits
     from lens.probes.early_exit import early_exit as early_exit
+    from lens.probes.hidden_dimensions import channel_cost as channel_cost
+    from lens.probes.hidden_dimensions import hidden_dimensions as hidden_dimensions
     from lens.probes.horn_effect import horn_cost as horn_cost
     from lens.probes.horn_effect import horn_logits as horn_logits
     from lens.probes.intrinsic_dimension import intrinsic_dimension as intrinsic_dimension
@@ -260,6 +269,15 @@ _PUBLIC = {
     "deletion_test": "lens.probes.deletion_test:deletion_test",
     "microscope_claims": "lens.probes.microscope_claims:microscope_claims",
     "microscope_verdicts": "lens.probes.microscope_claims:microscope_verdicts",
+    "block_influence": "lens.probes.block_influence:block_influence",
+    "depth_claims": "lens.probes.depth_claims:depth_claims",
+    "depth_verdicts": "lens.probes.depth_claims:depth_verdicts",
+    "shipped_depth_claims": "lens.probes.depth_claims:shipped_depth_claims",
+    "block_rankings": "lens.probes.depth_curves:block_rankings",
+    "depth_curves": "lens.probes.depth_curves:depth_curves",
+    "depth_edits": "lens.probes.depth_edits:depth_edits",
+    "channel_cost": "lens.probes.hidden_dimensions:channel_cost",
+    "hidden_dimensions": "lens.probes.hidden_dimensions:hidden_dimensions",
     "edits": "lens.models.edits:",
     "operators": "lens.models.operators:",
     "linearity": "lens.probes.linearity:linearity",
