@@ -35,6 +35,7 @@ _MODULES = (
     "rotation_drift",
     "static",
     "static_chart",
+    "theta_drift",
     "token_microscope",
 )
 

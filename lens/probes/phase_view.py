@@ -154,7 +154,7 @@ def phase_view(
     """
     sums = source if isinstance(source, ChannelSums) else channel_sums(source, drop_first=drop_first)
     found = sums.own_phases if phases is None else phases
-    if found not in sums.linked:
+    if found is None or found not in sums.linked:
         needed = f"one of {', '.join(map(str, sums.linked))} for {sums.width} channels"
         raise InputError(f"{found} phases" if found else "The number of phases is not given", needed, "phases=2")
     if measure not in MEASURES or partitions < 2:
@@ -164,7 +164,8 @@ def phase_view(
     sizes = xr.Dataset(variables).sizes
     facts = {**sums.facts, "source": SOURCE, "probe": "phase_view", "phases": found, "measure": measure, "seed": seed}
     facts |= {"own_phases": sums.own_phases} if sums.own_phases else {}
-    return xr.Dataset(variables, {name: variable((name,), np.arange(sizes[name]), _PLACES[name]) for name in sizes}, facts)
+    places = {name: variable((name,), np.arange(sizes[name]), words) for name, words in _PLACES.items() if name in sizes}
+    return xr.Dataset(variables, places, facts)
 
 
 _PLACES = {
@@ -310,7 +311,7 @@ def _correlation(sums: ChannelSums, phases: int, _partitions: int, _seed: int) -
         "between": exact(("layer",), between, "mean |correlation| of channels of different phases"),
         "noise": exact((), math.sqrt(2 / (math.pi * sums.tokens)), "mean |correlation| of unrelated channels"),
         "statistic": exact(("layer",), difference(inside), words),
-        **_band(("layer",), *(difference(mean + shift) for shift in (-reach, 0 * reach, reach)), "1"),
+        **_band(("layer",), difference(mean - reach), difference(mean), difference(mean + reach), "1"),
         "deviations": exact(("layer",), _deviations(inside, mean, deviation), "above the mean of random partitions"),
     }
 
