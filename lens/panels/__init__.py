@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lens.panels.logit_lens import LogitLens as LogitLens
     from lens.panels.logit_lens import side_by_side as side_by_side
     from lens.panels.operator_zoo import OperatorZoo as OperatorZoo
+    from lens.panels.phase_training import PhaseTraining as PhaseTraining
     from lens.panels.phase_view import PhaseView as PhaseView
     from lens.panels.rope_base import RopeBase as RopeBase
     from lens.panels.rope_bounds import RopeBounds as RopeBounds
@@ -41,6 +42,7 @@ _PUBLIC = {
     "OperatorZoo": "operator_zoo",
     "HeadCircuits": "head_circuits",
     "DepthCollapse": "depth_collapse",
+    "PhaseTraining": "phase_training",
     "TokenMicroscope": "token_microscope",
     "PhaseView": "phase_view",
 }

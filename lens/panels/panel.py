@@ -230,7 +230,7 @@ class Panel(widgets.VBox):
                     with self._mute():
                         self._mirror(job.settings)
             if job.compute or self._error_in_view:
-                self._say(None)
+                self._say(self._standing())
         except Cancelled:
             if not job.superseded:
                 self._give_up(job, "Cancelled. The picture is still the one before.", in_view=False)
@@ -276,6 +276,10 @@ class Panel(widgets.VBox):
         """The lock of the model that the current settings use, if it is open."""
 
     # -- what the reader sees of it ---------------------------------------------------------------
+
+    def _standing(self) -> str | None:
+        """A line that stays although a request went well, for as long as its cause does; none by default."""
+        return None
 
     @contextmanager
     def _mute(self) -> Iterator[None]:

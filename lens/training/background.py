@@ -121,6 +121,11 @@ class BackgroundTraining:
         with self._guard:
             self._listeners.append(told)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._listeners)
+
     def leave(self, told: Callable[[], None]) -> None:
         """No more news for a function; a training that nobody listens to any more stops."""
         with self._guard:

@@ -79,8 +79,8 @@ class PhaseChoice:
         else:
             parts = [f"{self.num_phases} phase{'s' if self.num_phases > 1 else ''}", ROTATIONS[self.rotation]]
             parts += ["no horn"] * (not self.horn) + ["no decay of angles"] * bool(self._undecayed())
-        parts += ["√d"] * self.multiplier + [f"RoPE base {self.rope_base:,.0f}"] * (self.rope_base != ROPE_BASE)
-        return ", ".join(filter(None, parts))
+        parts += [f"RoPE base {self.rope_base:,.0f}"] * (self.rope_base != ROPE_BASE)
+        return ", ".join(filter(None, parts)) + " × √d" * self.multiplier
 
     @property
     def _plain(self) -> bool:
