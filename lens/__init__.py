@@ -63,11 +63,15 @@ if TYPE_CHECKING:
     from lens.probes.depth_curves import block_rankings as block_rankings
     from lens.probes.depth_curves import depth_curves as depth_curves
     from lens.probes.depth_edits import depth_edits as depth_edits
+    from lens.probes.drift_claims import drift_profile as drift_profile
+    from lens.probes.drift_claims import drift_verdicts as drift_verdicts
     from lens.probes.early_exit import early_exit as early_exit
     from lens.probes.hidden_dimensions import channel_cost as channel_cost
     from lens.probes.hidden_dimensions import hidden_dimensions as hidden_dimensions
     from lens.probes.horn_effect import horn_cost as horn_cost
     from lens.probes.horn_effect import horn_logits as horn_logits
+    from lens.probes.horn_transport import horn_transport as horn_transport
+    from lens.probes.horn_transport import horn_verdicts as horn_verdicts
     from lens.probes.intrinsic_dimension import intrinsic_dimension as intrinsic_dimension
     from lens.probes.kept import shipped_tuned_lens as shipped_tuned_lens
     from lens.probes.kept import shortcuts_for as shortcuts_for
@@ -236,6 +240,10 @@ _PUBLIC = {
     "phase_balance": "lens.probes.phase_balance:phase_balance",
     "phase_correlation": "lens.probes.phase_correlation:phase_correlation",
     "phase_turn": "lens.probes.phase_turn:phase_turn",
+    "drift_profile": "lens.probes.drift_claims:drift_profile",
+    "drift_verdicts": "lens.probes.drift_claims:drift_verdicts",
+    "horn_transport": "lens.probes.horn_transport:horn_transport",
+    "horn_verdicts": "lens.probes.horn_transport:horn_verdicts",
     "phase_view": "lens.probes.phase_view:phase_view",
     "conserved_quantities": "lens.probes.conservation:conserved_quantities",
     "gradient_identities": "lens.probes.conservation:gradient_identities",
