@@ -80,7 +80,7 @@ def forward(
     ids = torch.tensor([list(token_ids)], device=anatomy.embedding.weight.device)
     states = _Capture(anatomy, ids.shape, check)
     runner = module if logits else module.base_model
-    with torch.no_grad(), hooks_on(states.handles), _eager(module, attention):
+    with torch.no_grad(), hooks_on(states.handles), eager_kernel(module, attention):
         output = runner(input_ids=ids, use_cache=False, **({"output_attentions": True} if attention else {}))
     patterns = _stack_attention(module, output, anatomy) if attention else None
     return states.residual[:, 0], output.logits[0] if logits else None, patterns
@@ -182,7 +182,7 @@ class _Capture:
 
 
 @contextmanager
-def _eager(module: Any, wanted: bool) -> Iterator[None]:
+def eager_kernel(module: Any, wanted: bool = True) -> Iterator[None]:
     """Use the eager attention kernel, the only one that returns its weights, then the former one again."""
     former = module.config._attn_implementation
     eager = f"eager{EDITED}" if former.endswith(EDITED) else "eager"

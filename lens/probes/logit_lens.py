@@ -132,7 +132,7 @@ def follow_token(run: Run, token: str | int, position: int | None = None, transl
     """
     if translator is not None:
         translator.require_model(run.model)
-    token_id = _single_token(run.model, token)
+    token_id = single_token(run.model, token)
     chosen = _positions(run, position)
     with torch.no_grad(), run.model.lock.hold("following a token"):
         targets = torch.full((len(chosen),), token_id)
@@ -153,7 +153,7 @@ def follow_token(run: Run, token: str | int, position: int | None = None, transl
     )
 
 
-def _single_token(model: Model, token: str | int) -> int:
+def single_token(model: Model, token: str | int) -> int:
     ids = model.encode_bare(token) if isinstance(token, str) else [token]
     if len(ids) != 1:
         shown = " | ".join(model.vocabulary[i] for i in ids)
