@@ -64,19 +64,20 @@ def phase_family(source: Path | str | Sequence[Path | str] | None = None) -> xr.
     if source is None or isinstance(source, (str, Path)):
         return _read(Path(str(files("lens.records"))) / RECORD_FILE if source is None else Path(source))
     folders = [Path(folder) for folder in source]
-    runs = {folder: read_record(folder / RECORD) for folder in folders}
-    _require_comparable(list(runs.values()))
+    runs = [(folder, read_record(folder / RECORD)) for folder in folders]
+    records = [record for _, record in runs]
+    _require_comparable(records)
     by_recipe: dict[str, list[xr.Dataset]] = {}
-    for folder, record in sorted(runs.items(), key=lambda run: run[1].recipe.seed):
+    for folder, record in sorted(runs, key=lambda run: run[1].recipe.seed):
         by_recipe.setdefault(record.recipe.name, []).append(_run(folder, record))
     names = sorted(by_recipe, key=_order)
     options: dict[str, Any] = {"join": "outer", "coords": "minimal", "compat": "override", "combine_attrs": "override"}
     rows = [xr.concat(by_recipe[name], "seed", data_vars="all", **options) for name in names]
     found = xr.concat(rows, "recipe", data_vars="all", **options)
-    described = {name: next(record for record in runs.values() if record.recipe.name == name) for name in names}
+    described = {name: next(record for record in records if record.recipe.name == name) for name in names}
     found = found.assign(_described(described)).assign_coords(recipe=texts(("recipe",), names, "recipe of the training"))
     found["weights_sha256"] = found["weights_sha256"].fillna("")
-    return found.assign_attrs(_facts(list(runs.values())))
+    return found.assign_attrs(_facts(records))
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -251,8 +252,7 @@ def family_differences(family: xr.Dataset, other: str) -> xr.Dataset:
     pairs = [paired_runs(family, name, other).sel(corpus_name="both") for name in names]
     members = family.sel(recipe=[*names, other])
     counts = np.array([pair.sizes["seed"] for pair in pairs])
-    noise = seed_noise(members) if len(names) > 1 else np.nan
-    free = (members["test_loss"].mean("corpus_name", skipna=False).dropna("recipe").sizes["recipe"] - 1) * (counts - 1)
+    noise, free = seed_noise(members)
     reach = scipy.stats.t.ppf(0.975, free) * noise / np.sqrt(counts)
     average = np.array([float(pair["average"]) for pair in pairs])
     both = xr.concat([pair["difference"] for pair in pairs], "recipe", join="outer")
@@ -272,11 +272,14 @@ def family_differences(family: xr.Dataset, other: str) -> xr.Dataset:
     )
 
 
-def seed_noise(family: xr.Dataset) -> float:
-    """Standard deviation over seeds of the difference between two members of one depth, from all of them together, nats.
+def seed_noise(family: xr.Dataset) -> tuple[float, int]:
+    """Standard deviation over seeds of the difference between two members of one depth, from all of them together.
 
     What is left of the losses (mean over corpora) once every member and every seed has its own mean, times the root of two;
-    members that lack a seed are left out. More degrees of freedom than one pair gives, if all members scatter alike.
+    members that lack a seed are left out. It has more degrees of freedom than one pair has, if all members scatter alike.
+
+    Returns:
+        The deviation in nats, and its degrees of freedom.
 
     Raises:
         InputError: fewer than two members of the first member's depth, or fewer than two seeds.
@@ -287,7 +290,8 @@ def seed_noise(family: xr.Dataset) -> float:
     if members < 2 or seeds < 2:
         raise InputError(f"{members} members with {seeds} seeds", "two of both at least", "more trainings")
     rest = loss - loss.mean("seed") - loss.mean("recipe") + loss.mean()
-    return float(np.sqrt(2 * (rest**2).sum() / ((members - 1) * (seeds - 1))))
+    free = (members - 1) * (seeds - 1)
+    return float(np.sqrt(2 * (rest**2).sum() / free)), free
 
 
 def detectable(deviation: float, seeds: int) -> float:

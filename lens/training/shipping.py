@@ -94,7 +94,7 @@ def training_command(record: Record) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m lens.training.shipping TARGET FOLDER…`: ship those of the folders that belong to the family, one seed of each."""
+    """`python -m lens.training.shipping TARGET FOLDER…`: ship what of the folders belongs to the family, of one seed."""
     parser = argparse.ArgumentParser(description="Ship trained Three-Phase models.")
     parser.add_argument("target", type=Path, help="the folder of all shipped models")
     parser.add_argument("folders", type=Path, nargs="+", help="that lens train wrote; other recipes and seeds are left out")
