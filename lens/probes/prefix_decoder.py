@@ -17,6 +17,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ class PrefixDecoder(nn.Module):
         seed: of its initial weights.
     """
 
+    known: Tensor
+    log_frequency: Tensor
+    embedding: Tensor
+
     def __init__(
         self,
         known: Int64[Tensor, " known"],
@@ -76,13 +81,13 @@ class PrefixDecoder(nn.Module):
         d, classes = embedding.shape[1], len(known) + 1
         generator = torch.Generator().manual_seed(seed)
 
-        def drawn(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(*shape, generator=generator) / shape[-2] ** 0.5)
+        def drawn(*shape: int, share: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*shape, generator=generator) * share**-0.5)
 
-        self.into, self.out_of = drawn(len(layers), d, hidden), drawn(len(lags), hidden, width)
+        self.into, self.projection = drawn(len(layers), d, hidden, share=d), drawn(d, width, share=d * width)
+        self.out_of = nn.Parameter(torch.zeros(len(lags), hidden, width))  # at first it says how frequent tokens are
         self.into_bias, self.other = nn.Parameter(torch.zeros(len(layers), hidden)), nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(len(lags), classes))
-        self.projection = drawn(d, width)
         self.register_buffer("known", known)
         self.register_buffer("log_frequency", torch.full((classes,), -torch.tensor(float(classes)).log().item()))
         # The model's own, so that it is neither trained nor stored.
@@ -330,8 +335,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="the decoder, .safetensors; its record lies beside it")
     parser.add_argument("--model", default="smollm2-135m", help="default %(default)s")
     parser.add_argument("--corpus", default="wikipedia", help="a built-in corpus, a file or a folder (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=20_000, help="default %(default)s")
+    parser.add_argument("--steps", type=int, default=RECIPE.steps, help="default %(default)s")
     options = parser.parse_args(arguments)
-    fit_prefix_decoder(load(options.model), corpus(options.corpus)).save(options.output)
+    recipe = replace(RECIPE, steps=options.steps, warm_up=min(RECIPE.warm_up, options.steps // 4))
+    fitted = fit_prefix_decoder(load(options.model), corpus(options.corpus), tokens=options.tokens, recipe=recipe)
+    fitted.save(options.output)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def token_nonlinearity(run: Run, shortcuts: Shortcuts, spread: Moments) -> xr.Da
     scale = np.array([float(spread.within[block + 1].trace() / spread.count) ** 0.5 for block in blocks])
     pairs = [_errors(run.residual, shortcuts, spread, block) for block in blocks]
     error, size = (np.stack(part) for part in zip(*pairs, strict=True))
-    expected = np.array([shortcuts.error[block, block + 1] for block in blocks]) ** 0.5
+    # Read from moments, an error of nothing can come out below it.
+    expected = np.array([max(shortcuts.error[block, block + 1], 0.0) for block in blocks]) ** 0.5
     coordinates = prompt_coordinates(run)
     del coordinates["layer"]
     cell = ("block", "position")
