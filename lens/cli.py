@@ -67,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, metavar="FOLDER", help="of one model, or with a folder for each of several; else the cache"
     )
     train.set_defaults(act=_train)
+    runs = commands.add_parser("runs", help="list named runs, or start one: a longer measurement with a record")
+    runs.set_defaults(act=_list_runs)
+    start = runs.add_subparsers(metavar="start NAME").add_parser("start", help="measure what of a run is missing")
+    start.add_argument("name", help="see lens runs")
+    start.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default %(default)s)")
+    start.add_argument("--plan", choices=("cpu", "cuda"), help="whose budget; by default the device's")
+    start.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    start.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="of the results; else the cache")
+    start.set_defaults(act=_start_run)
     cache = commands.add_parser("cache", help="list what is in the cache, or clear it")
     cache.add_argument("--clear", action="store_true", help="delete everything in the cache")
     cache.set_defaults(act=_cache)
@@ -167,6 +176,25 @@ def _train(options: argparse.Namespace) -> None:
             speed = f"{done.record.seconds:.0f} s, {done.record.results['tokens_per_second']:.0f} tokens a second"
             print(f"{recipe.name}, seed {seed}: {losses} nats a token; {speed}; {done.size / 1e6:.1f} MB")
             print(done.folder, flush=True)
+
+
+def _list_runs(options: argparse.Namespace) -> None:
+    from lens.runs.named import RUNS
+
+    for run in RUNS.values():
+        print(f"{run.name:<20} {run.title}")
+
+
+def _start_run(options: argparse.Namespace) -> None:
+    from lens.figures.table import text_table
+    from lens.runs.named import named_run
+    from lens.runs.run import start_run
+
+    done = start_run(named_run(options.name), device=options.device, plan=options.plan, seed=options.seed, folder=options.output)
+    columns = ("seconds", "tokens_per_second", "peak_bytes", "device_name")
+    rows = [[piece, *(record.get(column) for column in columns)] for piece, record in done.record().items()]
+    print(text_table(["piece", "seconds", "tokens a second", "peak bytes", "device"], rows, digits=1))
+    print(done.folder)
 
 
 def _cache(options: argparse.Namespace) -> None:

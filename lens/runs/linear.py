@@ -1,0 +1,184 @@
+"""SmolLM2's moments over a corpus: what they cost beside the bare model, how far they agree with a CPU's, and what they feed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from lens.collect import MomentParts, collect_moments, draw_windows, in_batches
+from lens.corpora import Corpus, corpus
+from lens.models.load import load
+from lens.models.model import Model
+from lens.models.run import residual_states
+from lens.moments import Accumulator, Moments, outlier_limits, residual_pairs, token_norms
+from lens.probes.compare_lenses import compare_lenses
+from lens.probes.dataset import exact, texts
+from lens.probes.early_exit import early_exit
+from lens.probes.linearity import linearity
+from lens.probes.shortcuts import Shortcuts, fit_shortcuts
+from lens.runs.run import Budget, Measure, Measured, NamedRun, Setting
+
+_REPEATS = 5
+_BATCH = 2048  # tokens, as in a pass
+_DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}  # of the forward pass; statistics are float32 and float64 in any case
+
+
+def pieces(budget: Budget) -> Mapping[str, Measure]:
+    """Cost and agreement first, which need little; then the whole corpus."""
+    return {"rate": _rate, "agreement": _agreement, "linearity": _linearity, "shortcuts": _shortcuts, "early_exit": _early_exit}
+
+
+SMOLLM2_MOMENTS = NamedRun(
+    "smollm2-moments",
+    "Moments of SmolLM2 over a corpus: cost, agreement with a CPU, linearity, shortcuts, early exit",
+    {
+        "cpu": {"corpus": "wikipedia", "tokens": 20_000, "few_tokens": 8_192, "read_tokens": 1_200},
+        "cuda": {"corpus": "docstrings", "tokens": 2_000_000, "few_tokens": 65_536, "read_tokens": 20_000},
+    },
+    pieces,
+)
+
+
+def _model(setting: Setting) -> Model:
+    return load("smollm2-135m", device=setting.device, dtype=_DTYPES[setting.device.type])
+
+
+def _corpus(setting: Setting) -> Corpus:
+    return corpus(str(setting.budget["corpus"]))
+
+
+def _moments(setting: Setting) -> MomentParts:
+    """Gathered once, resumed where it was stopped, and kept in the cache."""
+    return collect_moments(_model(setting), _corpus(setting), tokens=int(setting.budget["tokens"]), check=setting.check)
+
+
+def _tokens(setting: Setting) -> int:
+    return int(1.5 * setting.budget["tokens"])  # validation and test parts are a quarter each
+
+
+def _few(setting: Setting, model: Model, tokens: int) -> list[Tensor]:
+    return in_batches(draw_windows(model, _corpus(setting), "train", tokens, 256), _BATCH)
+
+
+def _empty(model: Model, batch: Tensor) -> Accumulator:
+    """Sums shifted by the means of one batch, massive tokens dropped by its norms, as a pass does it."""
+    states = residual_states(model.module, model.anatomy, batch).float()
+    norms = token_norms(states).flatten(1)
+    limits = outlier_limits(norms, "robust")
+    ordinary = (norms <= limits[:, None]).all(0)
+    shift = states.flatten(1, 2)[:, ordinary].mean(1)
+    return Accumulator(shift, limits, residual_pairs(model.n_layers, "both"), drop_first=True, source={})
+
+
+# -- pieces ----------------------------------------------------------------------------------------
+
+
+def _rate(setting: Setting) -> Measured:
+    """The model alone, and with its states gathered, over the same batches in turn."""
+    model, tokens = _model(setting), int(setting.budget["few_tokens"])
+    batches = _few(setting, model, tokens)
+    into = _empty(model, batches[0])
+
+    def bare() -> None:
+        with torch.no_grad():
+            for batch in batches:
+                model.module.base_model(input_ids=batch.to(model.device), use_cache=False)
+
+    def gathered() -> None:
+        for batch in batches:
+            into.add(residual_states(model.module, model.anatomy, batch, setting.check))
+        into.flush()
+
+    read = sum(batch.numel() for batch in batches)
+    least = _minima({"bare forward": bare, "forward with moments": gathered}, setting)
+    seconds = np.array(list(least.values()))
+    found = {
+        "seconds": exact(("way",), seconds, "least wall time of several turns", "s"),
+        "token_rate": exact(("way",), read / seconds, "tokens a second"),
+        "ratio": exact((), seconds[1] / seconds[0], "time with moments over that of the bare forward"),
+    }
+    way = {"way": texts(("way",), list(least), "what was timed")}
+    return Measured(xr.Dataset(found, way, {"dtype": model.dtype_name, "batch": _BATCH}), 2 * (_REPEATS + 1) * read)
+
+
+def _minima(ways: Mapping[str, Callable[[], None]], setting: Setting) -> dict[str, float]:
+    """Least seconds of each, in turn; the first turn only warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(_REPEATS + 1):
+        for name, way in ways.items():
+            setting.check()
+            _wait(setting.device)
+            began = time.perf_counter()
+            way()
+            _wait(setting.device)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: min(some[1:]) for name, some in seconds.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _agreement(setting: Setting) -> Measured:
+    """Moments of one batch from this device and dtype, against those of a CPU in float32; on a CPU, against float64."""
+    model = _model(setting)
+    other = load("smollm2-135m", device="cpu", dtype=torch.float64 if setting.device.type == "cpu" else torch.float32)
+    batch = _few(setting, model, _BATCH)[0]
+    ours, theirs = (_gathered(one, batch) for one in (model, other))
+    pairs = [(i, i) for i in sorted(ours.within)] + list(ours.pairs)
+    gaps = np.array([_gap(_second(ours, pair), _second(theirs, pair)) for pair in pairs])
+    means = np.array([_gap(one, another) for one, another in zip(ours.mean.cpu(), theirs.mean.cpu(), strict=True)])
+    found = {
+        "gap": exact(("pair",), gaps, "difference of second moments over their size (Frobenius norm)"),
+        "mean_gap": exact(("layer",), means, "difference of means over their size"),
+        "tokens_kept": exact(("device",), np.array([ours.count, theirs.count]), "tokens that the mask keeps"),
+    }
+    coordinates = {
+        "from_layer": (("pair",), np.array([i for i, _ in pairs], np.int32)),
+        "to_layer": (("pair",), np.array([j for _, j in pairs], np.int32)),
+        "device": texts(("device",), [f"{one.device.type}, {one.dtype_name}" for one in (model, other)], "device and dtype"),
+    }
+    return Measured(xr.Dataset(found, coordinates), batch.numel())
+
+
+def _gathered(model: Model, batch: Tensor) -> Moments:
+    into = _empty(model, batch)
+    into.add(residual_states(model.module, model.anatomy, batch).float())
+    into.flush()
+    return into.moments
+
+
+def _second(moments: Moments, pair: tuple[int, int]) -> Tensor:
+    return (moments.within[pair[0]] if pair[0] == pair[1] else moments.across[pair]).cpu() / moments.count
+
+
+def _gap(one: Tensor, another: Tensor) -> float:
+    return float((one - another).norm() / another.norm())
+
+
+def _linearity(setting: Setting) -> Measured:
+    moments = _moments(setting)
+    return Measured(linearity(moments.train, moments.test), _tokens(setting))
+
+
+def _fitted(setting: Setting) -> Shortcuts:
+    moments = _moments(setting)
+    return fit_shortcuts(moments.train, validation=moments.validation)
+
+
+def _shortcuts(setting: Setting) -> Measured:
+    return Measured(_fitted(setting).score(_moments(setting).test))
+
+
+def _early_exit(setting: Setting) -> Measured:
+    model, tokens = _model(setting), int(setting.budget["read_tokens"])
+    lenses: dict[str, Shortcuts | None] = {"plain": None, "shortcut": _fitted(setting)}
+    layers: Sequence[int] = range(model.n_layers + 1)
+    readings = compare_lenses(model, _corpus(setting), lenses, tokens=tokens, layers=layers, check=setting.check)
+    return Measured(early_exit(readings), tokens)
