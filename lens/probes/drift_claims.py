@@ -52,8 +52,7 @@ def drift_profile(family: xr.Dataset, recipe: str = THREE) -> xr.Dataset:
     found = {name: _drift_of(own[name], dims, words) for name, words in _COURSES.items()}
     found |= {f"control_{name}": _drift_of(other[name], dims, f"{_COURSES[name]}, no decay on angles")
               for name in ("mean_drift", "spread")}  # fmt: skip
-    found |= {name: exact(("block",), own[name].to_numpy(), own[name].attrs["long_name"], "radian")
-              for name in ("initial", "decay_drift")}  # fmt: skip
+    found |= {name: exact(("block",), own[name].to_numpy(), words, "radian") for name, words in _OF_BLOCKS.items()}
     found["published_mean_drift"] = exact(
         ("block",), np.where(same, published["mean_drift"].to_numpy()[near], np.nan), "published mean drift", "radian"
     )
@@ -62,6 +61,7 @@ def drift_profile(family: xr.Dataset, recipe: str = THREE) -> xr.Dataset:
     return xr.Dataset(found, {name: own[name].variable for name in dims}, facts)
 
 
+_OF_BLOCKS = {"initial": "angle that all pairs started from", "decay_drift": "drift by weight decay alone"}
 _COURSES = {"mean_drift": "mean drift of a block", "spread": "drifts of pairs around their mean", "rms": "root mean square drift"}
 
 
@@ -71,11 +71,11 @@ def _member(family: xr.Dataset, recipe: str) -> xr.Dataset:
     turning = [name for name in known if np.isfinite(family["mean_drift"].sel(recipe=name)).any()]
     if recipe not in turning:
         raise InputError(f"{recipe} is no member with angles", f"one of {', '.join(turning)}", THREE)
-    names = [*_COURSES, "initial", "decay_drift"]
+    names = [*_COURSES, *_OF_BLOCKS]
     found = family[names].sel(recipe=recipe, drop=True)
     for place in ("block", "seed", "looked_at"):
         found = found.dropna(place, how="all", subset=list(_COURSES))
-    return found.assign({name: found[name].isel(seed=0, drop=True) for name in ("initial", "decay_drift")})
+    return found.assign({name: found[name].isel(seed=0, drop=True) for name in _OF_BLOCKS})
 
 
 def _drift_of(values: xr.DataArray, dims: tuple[str, ...], words: str) -> xr.Variable:
