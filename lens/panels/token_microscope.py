@@ -65,7 +65,7 @@ class TokenMicroscope(TextPanel):
         decoder: reads prefixes; by default the shipped one, if there is one for the model.
         measure: `nonlinearity` or `relative`, see `token_nonlinearity`; `recovered` or `prefix_loss`, see `contextualisation`.
         position: of the selected token; by default the one with the largest mean.
-        layer: the selected depth; by default the middle one. Block b leads from layer b to b+1.
+        layer: the selected depth; by default where that token has its largest value. Block b leads from layer b to b+1.
 
     `set(position=…)` does what a click does; `summary()` gives what is shown as plain data, `tokens` the Dataset.
     """
@@ -147,7 +147,7 @@ class TokenMicroscope(TextPanel):
             last = shown.sizes["position"] - 1
             raise InputError(f"The position is {position!r}", f"0 to {last}", f"position={last}")
         if layer is None or (layer == self._view["layer"] and layer not in range(result.model.n_layers + 1)):
-            layer = int(depths[len(depths) // 2])
+            layer = int(depths[np.argmax(np.nan_to_num(shown.sel(position=position).to_numpy()))])
         if layer not in range(result.model.n_layers + 1):
             raise InputError(f"The layer is {layer!r}", f"0 to {result.model.n_layers}", "layer=0")
         return {"measure": measure, "position": int(position), "layer": int(depths[np.abs(depths - layer).argmin()])}
@@ -172,8 +172,8 @@ class TokenMicroscope(TextPanel):
                 "value": _digits(float(shown.sel({depth: view["layer"], "position": position}))),
                 "mean": _digits(float(means[position])),
             },
-            "largest": {"token": _named(tokens, int(rank[-1])), "mean": _digits(float(means[rank[-1]]))},
-            "smallest": {"token": _named(tokens, int(rank[0])), "mean": _digits(float(means[rank[0]]))},
+            "largest": {**_end(tokens, means, int(rank[-1])), **_peak(shown, int(rank[-1]))},
+            "smallest": _end(tokens, means, int(rank[0])),
             "first_token": _digits(float(means[0])),
             "by_class": {name: _digits(float(values.mean())) for name, values in class_means(tokens, measure).items()},
         }
@@ -197,6 +197,17 @@ class TokenMicroscope(TextPanel):
             return {"layer": int(selected["depth"])}
         position, layer = selected.get("tokens", (self._view["position"], self._view["layer"]))
         return {"position": int(position), "layer": int(layer)}
+
+
+def _end(tokens: xr.Dataset, means: np.ndarray, position: int) -> dict[str, Any]:
+    return {"token": _named(tokens, position), "mean": _digits(float(means[position]))}
+
+
+def _peak(shown: xr.DataArray, position: int) -> dict[str, Any]:
+    """Where a token has its largest value."""
+    course = shown.sel(position=position).to_numpy()
+    at = int(np.argmax(course))
+    return {"peak": _digits(float(course[at])), "peak_at": int(shown[shown.dims[0]][at])}
 
 
 def _named(tokens: xr.Dataset, position: int) -> str:
@@ -227,8 +238,9 @@ def _of_linearity(facts: Mapping[str, Any]) -> str:
     size = "" if facts["measure"] == "nonlinearity" else " of their own size"
     text = (
         f"One matrix in each block’s place errs most on “{largest['token']}” and least on “{smallest['token']}”: by "
-        f"{_number(largest['mean'])} and {_number(smallest['mean'])}{size}, mean over blocks."
+        f"{_number(largest['mean'])} and {_number(smallest['mean'])}{size}, mean over blocks"
     )
+    text += f"; at block {largest['peak_at']} it is {_number(largest['peak'])} on “{largest['token']}”."
     if first > 3 * largest["mean"]:
         return f"{text} The first token is beyond the scale ({_number(first)}): no map is fitted on it."
     order = sorted(facts["by_class"].items(), key=lambda one: one[1])

@@ -38,7 +38,7 @@ from lens.training import Recipe, Record, read_record, train
 from lens.training.loop import digest_of
 
 RECIPE = Recipe(
-    "prefix-decoder", steps=320, optimiser="adamw", learning_rate=3e-3, weight_decay=0.05, warm_up=20, schedule="cosine", clip=1.0
+    "prefix-decoder", steps=200, optimiser="adamw", learning_rate=3e-3, weight_decay=0.05, warm_up=20, schedule="cosine", clip=1.0
 )
 LAGS = (1, 2, 3, 4, 6, 8, 12, 16)
 _MISSING = -100  # no token stands there; ignored by the loss
@@ -211,7 +211,7 @@ def fit_prefix_decoder(
     *,
     layers: Sequence[int] | None = None,
     lags: Sequence[int] = LAGS,
-    tokens: int = 20_000,
+    tokens: int = 12_000,
     names: int = 4095,
     hidden: int = 160,
     width: int = 96,
@@ -335,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="the decoder, .safetensors; its record lies beside it")
     parser.add_argument("--model", default="smollm2-135m", help="default %(default)s")
     parser.add_argument("--corpus", default="wikipedia", help="a built-in corpus, a file or a folder (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=20_000, help="default %(default)s")
+    parser.add_argument("--tokens", type=int, default=12_000, help="default %(default)s")
     parser.add_argument("--steps", type=int, default=RECIPE.steps, help="default %(default)s")
     options = parser.parse_args(arguments)
     recipe = replace(RECIPE, steps=options.steps, warm_up=min(RECIPE.warm_up, options.steps // 4))
