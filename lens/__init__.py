@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lens.models import edits as edits
     from lens.models import operators as operators
     from lens.models.frequencies import rope_table as rope_table
+    from lens.models.frozen import freeze as freeze
     from lens.models.head_weights import head_weights as head_weights
     from lens.models.heads import head_states as head_states
     from lens.models.load import load as load
@@ -59,13 +60,17 @@ if TYPE_CHECKING:
     from lens.probes.deletion_test import deletion_test as deletion_test
     from lens.probes.depth_claims import depth_claims as depth_claims
     from lens.probes.depth_claims import depth_verdicts as depth_verdicts
-    from lens.probes.depth_claims import shipped_depth_claims as shipped_depth_claims
     from lens.probes.depth_curves import block_rankings as block_rankings
     from lens.probes.depth_curves import depth_curves as depth_curves
     from lens.probes.depth_edits import depth_edits as depth_edits
+    from lens.probes.depth_record import shipped_depth_claims as shipped_depth_claims
     from lens.probes.drift_claims import drift_profile as drift_profile
     from lens.probes.drift_claims import drift_verdicts as drift_verdicts
     from lens.probes.early_exit import early_exit as early_exit
+    from lens.probes.frozen_claims import frozen_claims as frozen_claims
+    from lens.probes.frozen_claims import frozen_verdicts as frozen_verdicts
+    from lens.probes.frozen_map import frozen_contributions as frozen_contributions
+    from lens.probes.frozen_spectrum import frozen_map_spectrum as frozen_map_spectrum
     from lens.probes.hidden_dimensions import channel_cost as channel_cost
     from lens.probes.hidden_dimensions import hidden_dimensions as hidden_dimensions
     from lens.probes.horn_effect import horn_cost as horn_cost
@@ -118,6 +123,15 @@ if TYPE_CHECKING:
     from lens.probes.qk_circuit import qk_circuit as qk_circuit
     from lens.probes.random_tokens import repeated_tokens as repeated_tokens
     from lens.probes.rank_collapse import rank_collapse as rank_collapse
+    from lens.probes.relation_claims import relation_shares as relation_shares
+    from lens.probes.relation_claims import relation_table as relation_table
+    from lens.probes.relation_claims import relation_verdicts as relation_verdicts
+    from lens.probes.relation_layers import relation_layers as relation_layers
+    from lens.probes.relation_map import fit_relation_map as fit_relation_map
+    from lens.probes.relation_map import load_relation_map as load_relation_map
+    from lens.probes.relation_record import relation_record as relation_record
+    from lens.probes.relations import relation_task as relation_task
+    from lens.probes.relations import relations as relations
     from lens.probes.relative_kernel import relative_kernel as relative_kernel
     from lens.probes.replacement import cumulative_replacement as cumulative_replacement
     from lens.probes.replacement import replacement_cost as replacement_cost
@@ -142,6 +156,7 @@ if TYPE_CHECKING:
     from lens.probes.spectrum import spectrum as spectrum
     from lens.probes.theta_drift import published_drift as published_drift
     from lens.probes.theta_drift import theta_drift as theta_drift
+    from lens.probes.token_ablations import token_ablations as token_ablations
     from lens.probes.token_classes import token_classes as token_classes
     from lens.probes.token_nonlinearity import token_nonlinearity as token_nonlinearity
     from lens.probes.token_spectrum import band_readout as band_readout
@@ -173,6 +188,12 @@ _PUBLIC = {
     "load_tuned_lens": "lens.probes.tuned_lens:load_tuned_lens",
     "load_published_lens": "lens.probes.published_lens:load_published_lens",
     "shipped_tuned_lens": "lens.probes.kept:shipped_tuned_lens",
+    "freeze": "lens.models.frozen:freeze",
+    "frozen_contributions": "lens.probes.frozen_map:frozen_contributions",
+    "frozen_map_spectrum": "lens.probes.frozen_spectrum:frozen_map_spectrum",
+    "token_ablations": "lens.probes.token_ablations:token_ablations",
+    "frozen_claims": "lens.probes.frozen_claims:frozen_claims",
+    "frozen_verdicts": "lens.probes.frozen_claims:frozen_verdicts",
     "procrustes": "lens.probes.procrustes:procrustes",
     "rotation": "lens.probes.rotation:rotation",
     "cka": "lens.probes.cka:cka",
@@ -280,7 +301,7 @@ _PUBLIC = {
     "block_influence": "lens.probes.block_influence:block_influence",
     "depth_claims": "lens.probes.depth_claims:depth_claims",
     "depth_verdicts": "lens.probes.depth_claims:depth_verdicts",
-    "shipped_depth_claims": "lens.probes.depth_claims:shipped_depth_claims",
+    "shipped_depth_claims": "lens.probes.depth_record:shipped_depth_claims",
     "block_rankings": "lens.probes.depth_curves:block_rankings",
     "depth_curves": "lens.probes.depth_curves:depth_curves",
     "depth_edits": "lens.probes.depth_edits:depth_edits",
@@ -288,6 +309,15 @@ _PUBLIC = {
     "hidden_dimensions": "lens.probes.hidden_dimensions:hidden_dimensions",
     "edits": "lens.models.edits:",
     "operators": "lens.models.operators:",
+    "relations": "lens.probes.relations:relations",
+    "relation_task": "lens.probes.relations:relation_task",
+    "fit_relation_map": "lens.probes.relation_map:fit_relation_map",
+    "load_relation_map": "lens.probes.relation_map:load_relation_map",
+    "relation_layers": "lens.probes.relation_layers:relation_layers",
+    "relation_shares": "lens.probes.relation_claims:relation_shares",
+    "relation_table": "lens.probes.relation_claims:relation_table",
+    "relation_verdicts": "lens.probes.relation_claims:relation_verdicts",
+    "relation_record": "lens.probes.relation_record:relation_record",
     "linearity": "lens.probes.linearity:linearity",
     "document_interval": "lens.probes.verdict:document_interval",
     "verdict": "lens.probes.verdict:verdict",
