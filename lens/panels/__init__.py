@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from lens.panels.attention_atlas import AttentionAtlas as AttentionAtlas
     from lens.panels.commuting import CommutingRotations as CommutingRotations
     from lens.panels.depth_collapse import DepthCollapse as DepthCollapse
+    from lens.panels.depth_lab import DepthLab as DepthLab
     from lens.panels.early_exit import EarlyExit as EarlyExit
+    from lens.panels.frozen_map import FrozenMap as FrozenMap
     from lens.panels.head_circuits import HeadCircuits as HeadCircuits
     from lens.panels.head_lanes import HeadLanes as HeadLanes
     from lens.panels.layer_linearity import LayerLinearity as LayerLinearity
@@ -31,6 +33,7 @@ _PUBLIC = {
     "side_by_side": "logit_lens",
     "LinearShortcuts": "linear_shortcuts",
     "EarlyExit": "early_exit",
+    "DepthLab": "depth_lab",
     "LayerLinearity": "layer_linearity",
     "RotationDrift": "rotation_drift",
     "RopeExplorer": "rope_explorer",
@@ -40,6 +43,7 @@ _PUBLIC = {
     "CommutingRotations": "commuting",
     "AttentionAtlas": "attention_atlas",
     "OperatorZoo": "operator_zoo",
+    "FrozenMap": "frozen_map",
     "HeadCircuits": "head_circuits",
     "DepthCollapse": "depth_collapse",
     "PhaseTraining": "phase_training",

@@ -50,7 +50,7 @@ def block_influence(
     Raises:
         InputError: fewer than two documents that are long enough, or fewer than two tokens.
     """
-    rows = [_influence(stream(model, [ids], check)[:, 0].double()) for ids in long_enough(model, documents, tokens)]
+    rows = [text_influence(stream(model, [ids], check)[:, 0]) for ids in long_enough(model, documents, tokens)]
     found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     kept = ("document", "first_token", "block")
     pairs = ("document", "from_layer", "to_layer")
@@ -110,8 +110,9 @@ def long_enough(model: Model, documents: Sequence[Document], tokens: int) -> lis
     return chosen
 
 
-def _influence(residual: Float[Tensor, "layer position d"]) -> dict[str, np.ndarray]:
-    """All measures of one text, in float64."""
+def text_influence(states: Float[Tensor, "layer position d"]) -> dict[str, np.ndarray]:
+    """Measures of one text, in float64: `influence`, `update` `[first_token, block]`, `angle`, `last_angle` `[layer, layer]`."""
+    residual = states.double()
     size = residual.norm(dim=-1)
     unit = residual / size.clamp(min=torch.finfo(torch.float64).tiny)[..., None]
     turned = 1 - (unit[1:] * unit[:-1]).sum(-1)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +10,8 @@ import scipy.stats
 import xarray as xr
 
 from lens.base.errors import InputError
-from lens.base.files import atomic_file
-from lens.collect import MomentParts, collect_moments
-from lens.corpora import Document, corpus
-from lens.models.load import load
+from lens.collect import MomentParts
+from lens.corpora import Document
 from lens.models.model import Model
 from lens.probes.block_influence import block_influence
 from lens.probes.depth_curves import COUNTS, block_rankings, closest_pairs, depth_curves
@@ -31,8 +27,6 @@ FLATTEN, FUSE = "FlattenGPT, arXiv 2602.08858", "FuseGPT, arXiv 2411.14507"
 LINEAR = "Razzhigaev et al., arXiv 2405.12250"
 MASSIVE, MOHD = "Sun et al., arXiv 2402.17762", "MoHD, arXiv 2412.05644"
 SOURCE = f"{MEN}, section 3; {GROMOV}, section 3; {LAD}; {PAINTERS}; {FLATTEN}; {LINEAR}; {FUSE}; {MASSIVE}; {MOHD}"
-RECORD = "depth-smollm2-135m.nc"
-COMMAND = "python -c \"from lens.probes.depth_claims import record_depth; record_depth('depth-smollm2-135m.nc')\""
 LLAMA_COST = float(np.log(18.45 / 5.47))  # nats by which Llama-2-7B got worse on WikiText-2 without 21 % of its weights
 _FIFTH = 6  # of 30 blocks: the share that published runs take away
 
@@ -113,38 +107,6 @@ def _curves(
 def _most_pairs(influence: xr.Dataset, wanted: int) -> int:
     """So many pairs, or as many as a greedy choice surely finds: each pair keeps at most three others away."""
     return min(wanted, max(1, influence.sizes["block"] // 3))
-
-
-# -- the record that is shipped -----------------------------------------------------------------------------------------
-
-
-def record_depth(path: Path | str, *, documents: int = 6, tokens: int = 128) -> Path:
-    """Measure SmolLM2 and write what `shipped_depth_claims` reads: about twenty minutes on a core.
-
-    Args:
-        path: of the netCDF file.
-        documents: of the test part of the corpus `wikipedia`; two thirds as many of its validation part make the orders.
-        tokens: of each.
-    """
-    model, text = load("smollm2-135m"), corpus("wikipedia")
-    moments = collect_moments(model, text, tokens=20_000, pairs="overview")
-    long = {part: [d for d in text.part(part) if len(model.encode_bare(d.text)) >= tokens] for part in ("test", "validation")}
-    found = depth_claims(
-        model, long["test"][:documents], long["validation"][: documents * 2 // 3], moments=moments, tokens=tokens
-    )  # fmt: skip
-    found = found.assign_attrs(corpus=text.name, corpus_hash=text.digest, command=COMMAND)
-    packed = {
-        name: {"zlib": True, "complevel": 9} for name, one in found.data_vars.items() if one.dtype.kind == "f" and one.size > 99
-    }
-    with atomic_file(path) as temporary:
-        found.to_netcdf(temporary, engine="h5netcdf", encoding=packed)
-    return Path(path)
-
-
-def shipped_depth_claims() -> xr.Dataset:
-    """What `record_depth` measured on SmolLM2-135M-Instruct; its attributes name the command, the device and the versions."""
-    with resources.as_file(resources.files("lens.records") / RECORD) as path:
-        return xr.load_dataset(path, engine="h5netcdf")
 
 
 # -- verdicts -----------------------------------------------------------------------------------------------------------

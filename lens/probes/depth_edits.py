@@ -23,6 +23,7 @@ from lens.base.errors import InputError
 from lens.corpora import Document
 from lens.models.edits import StandIn, remove_blocks, replace_block, run_in_parallel, swap_blocks
 from lens.models.model import Model
+from lens.models.tokens import pieces
 from lens.probes.block_influence import long_enough, stream
 from lens.probes.dataset import texts, variable
 from lens.probes.vocabulary import VocabularyStatistics, vocabulary_statistics
@@ -95,7 +96,12 @@ class EditedTexts:
         self.model, self.check = model, check
         self.ids = torch.tensor([list(one) for one in ids])
         self.residual = stream(model, ids, check)
-        self.stand_ins = {block: partial(self._but_first, block, one) for block, one in (stand_ins or {}).items()}
+        self.stand_ins: dict[int, StandIn] = {}
+        self.give_maps(stand_ins or {})
+
+    def give_maps(self, stand_ins: Mapping[int, StandIn]) -> None:
+        """Maps for the kind `replaced`, where they come later."""
+        self.stand_ins.update({block: partial(self._but_first, block, one) for block, one in stand_ins.items()})
 
     def last_state(self, edits: Sequence[DepthEdit]) -> Float[Tensor, "text position d"]:
         """What leaves the last block under some edits at once."""
@@ -131,6 +137,26 @@ class EditedTexts:
         }
         means = {name: one[..., :-1].mean(-1).cpu().numpy() for name, one in values.items()}
         return {**means, "influence": np.stack([self._influence(one) for one in (*states, self.residual[-1])])}
+
+    def next_words(self, state: Float[Tensor, "text position d"], top_k: int = 5) -> xr.Dataset:
+        """The most probable words behind the first text, by the model itself and from another last state.
+
+        Returns:
+            Dataset over `word` and `read_from` (`model`, `edited`): `probability`, and `token[word]`, the words that either of
+            the two puts among its first so many, those of the model first.
+        """
+        last = torch.stack([self.residual[-1, 0, -1], state[0, -1]])
+        with torch.no_grad(), self.model.lock.hold("reading the next word", self.check):
+            probability = torch.softmax(self.model.readout(last).float(), dim=-1).cpu()
+        ids = list(dict.fromkeys(probability.topk(min(top_k, probability.shape[-1]), dim=-1).indices.flatten().tolist()))
+        words = pieces(self.model.tokenizer, ids)
+        return xr.Dataset(
+            {
+                "probability": variable(("word", "read_from"), probability[:, ids].T, "probability of the next word"),
+                "token": texts(("word",), words, "word"),
+            },
+            coords={"read_from": texts(("read_from",), ("model", "edited"), "by what")},
+        )
 
     def _influence(self, states: Tensor) -> np.ndarray:
         """1 − mean cosine with the last states of the model itself, over all tokens, `[text]`."""
