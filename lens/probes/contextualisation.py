@@ -41,7 +41,7 @@ def contextualisation(run: Run, decoder: PrefixDecoder) -> xr.Dataset:
         - `token_class[position]`: number in `CLASSES` (coordinate `class_name`).
 
     Raises:
-        InputError: a decoder of another model, or a single token.
+        InputError: a decoder of a model of another shape, or a single token.
     """
     if len(run) < 2:
         raise InputError("A single token", "two or more, for something to stand before one", "a longer text")
