@@ -23,6 +23,7 @@ MOST_RUNS = 6  # beside each other, the train loss of one of them included in se
 _RUNS = (BLUE, GREEN, PURPLE, SKY, YELLOW, BLACK)
 _BLOCKS = (SKY, BLUE, GREEN, PURPLE, YELLOW)
 _MOST_CURVES = 6  # of phases; more are a map
+_LEAST = 0.01  # an axis around a start shows at least so much of both sides
 
 
 def phase_training_chart(paired: xr.Dataset, course: xr.Dataset, *, picture: str, layer: int) -> dict[str, Any]:
@@ -71,23 +72,30 @@ def _losses(paired: xr.Dataset, course: xr.Dataset) -> dict[str, Any]:
     train = series("train" if alone else f"{titles[0]}, train", paired["train_loss"][0], colour=ORANGE)
     values = np.concatenate([paired["validation_loss"].to_numpy().ravel(), paired["train_loss"][0]])
     guess = float(np.log(course.attrs["vocabulary"]))
-    low, high = np.floor(2 * np.nanmin(values)) / 2, np.ceil(2 * max(np.nanmax(values), guess)) / 2
+    low, high = np.floor(2 * min(np.nanmin(values), guess)) / 2, np.ceil(2 * max(np.nanmax(values), guess)) / 2
     return lines(
         "updates", paired["looked_at"], [held[0], train, *held[1:]], x_axis=_updates(course),
-        y_axis=axis("loss", "nats/token", range=(min(low, high - 0.5), high)), rules=[rule(guess, "uniform guess", on="y")],
+        y_axis=axis("loss", "nats/token", range=(low, high)), rules=[rule(guess, "uniform guess", on="y")],
     )  # fmt: skip
 
 
 def _angles(course: xr.Dataset) -> dict[str, Any]:
-    drift, decay = course["mean_drift"], course["decay_alone"]
+    drift, decay = course["mean_drift"], course["decay_alone"].isel(block=-1)
     blocks = course["block"].to_numpy().tolist()
     shown = blocks if len(blocks) <= len(_BLOCKS) else [blocks[round(part * (len(blocks) - 1) / 4)] for part in range(5)]
     curves = [series(f"block {block}", drift.sel(block=block), colour=_BLOCKS[n]) for n, block in enumerate(shown)]
-    curves.append(series(f"weight decay alone, block {blocks[-1]}", decay.isel(block=-1), colour=BLACK))
+    curves.append(series(f"weight decay alone, block {blocks[-1]}", decay, colour=BLACK))
     return lines(
-        "updates", course["looked_at"], curves, x_axis=_updates(course), y_axis=axis("mean drift of the angles", "rad"),
+        "updates", course["looked_at"], curves, x_axis=_updates(course),
+        y_axis=axis("mean drift of the angles", "rad", range=_around([*drift.to_numpy().ravel(), *decay.to_numpy()], 0.0)),
         rules=[rule(0, "start", on="y")],
     )  # fmt: skip
+
+
+def _around(values: Any, centre: float) -> tuple[float, float] | None:
+    """Ends of an axis for values that have hardly left their start, which would otherwise be magnified; None for others."""
+    reach = float(np.nanmax(np.abs(np.asarray(values, dtype=float) - centre)))
+    return (centre - _LEAST, centre + _LEAST) if reach < _LEAST else None
 
 
 def _by_phase(course: xr.Dataset, values: xr.DataArray, title: str, at: dict[str, Any], more: Any = ()) -> dict[str, Any]:
@@ -100,7 +108,10 @@ def _by_phase(course: xr.Dataset, values: xr.DataArray, title: str, at: dict[str
         )  # fmt: skip
     colours = phase_colours(len(phases))
     curves = [series(f"phase {phase}", values.sel(phase=phase), colour=colours[n]) for n, phase in enumerate(phases)]
-    return lines("updates", course["looked_at"], [*curves, *more], x_axis=_updates(course), y_axis=title, rules=[at])
+    reach = _around(values, float(at["value"]))
+    return lines(
+        "updates", course["looked_at"], [*curves, *more], x_axis=_updates(course), y_axis=axis(title, range=reach), rules=[at]
+    )
 
 
 def _lengths(course: xr.Dataset, layer: int) -> dict[str, Any]:
@@ -132,7 +143,8 @@ def _difference(paired: xr.Dataset) -> dict[str, Any]:
         for title, values, colour in zip(others["run"].to_numpy(), others["difference"], _RUNS[1:], strict=False)
     ]
     first = str(paired["run"][0].item())
+    y_axis = axis(f"held-out loss less that of {first}", "nats/token", range=_around(others["difference"], 0.0))
     return lines(
-        "updates", paired["looked_at"], curves, x_axis=axis("updates", range=(0, paired.attrs["steps"])),
-        y_axis=axis(f"held-out loss less that of {first}", "nats/token"), rules=[rule(0, first, on="y")],
+        "updates", paired["looked_at"], curves, x_axis=axis("updates", range=(0, paired.attrs["steps"])), y_axis=y_axis,
+        rules=[rule(0, first, on="y")],
     )  # fmt: skip

@@ -106,7 +106,7 @@ class PhaseTraining(ChartPanel):
         self,
         num_phases: int = 3,
         *,
-        rope_base: float = ROPE_BASE,
+        rope_base: float | int = ROPE_BASE,
         rotation: str = "learned",
         horn: bool = True,
         theta_decay: bool = True,
@@ -128,6 +128,7 @@ class PhaseTraining(ChartPanel):
         self._current: BackgroundTraining | None = None
         self._queue: list[BackgroundTraining] = []
         self._family: xr.Dataset | None = None
+        self._newest_look: int | None = None
         self._focus: BackgroundTraining | str = "three-phase-n3"
         settings = {
             "num_phases": num_phases, "rope_base": rope_base, "rotation": rotation, "horn": horn, "theta_decay": theta_decay,
@@ -356,7 +357,12 @@ class PhaseTraining(ChartPanel):
         layer = layers - 1 if view["layer"] is None else view["layer"]
         if layer not in range(layers):
             raise InputError(f"The layer is {layer!r}", f"0 to {layers - 1}", "layer=0")
-        return {"picture": picture if picture in known else known[0], "layer": int(layer)}
+        if picture in PICTURES and picture not in known:
+            if picture != self._view["picture"]:
+                found = f"{result.course.attrs['title']} has no picture {picture!r}"
+                raise InputError(found, f"one of {', '.join(known)}", f"picture={known[0]!r}")
+            picture = None  # it was chosen for another training
+        return {"picture": picture or known[0], "layer": int(layer)}
 
     def _spec(self, result: _Result, view: Mapping[str, Any]) -> dict[str, Any]:
         return phase_training_chart(result.runs, result.course, picture=view["picture"], layer=view["layer"])
@@ -393,7 +399,24 @@ class PhaseTraining(ChartPanel):
         return found
 
     def _selection(self, view: Mapping[str, Any]) -> dict[str, Any]:
-        return self.chart.selected
+        """The newest update, unless the reader chose an earlier one of the same curves."""
+        places = self._result.course["looked_at"].to_numpy().tolist()
+        chosen = self.chart.selected.get("updates")
+        stays = chosen in places and chosen != self._newest_look
+        self._newest_look = places[-1]
+        return {"updates": chosen if stays else places[-1]}
+
+    def _show_view(self, view: Mapping[str, Any]) -> None:
+        known = pictures_of(self._result.runs, self._result.course)
+        options = [(words, name) for name, words in PICTURES.items() if name in known]
+        picture, layer = self._controls["picture"], self._controls["layer"]
+        if list(picture.options) != options:
+            picture.options = options
+        layers = list(range(self._result.course.sizes["layer"]))
+        if list(layer.options) != layers:
+            layer.options = layers
+        layer.disabled = view["picture"] in ("angles", "difference")
+        super()._show_view(view)
 
     def _standing(self) -> str | None:
         return None if self._result is None else self._result.problem

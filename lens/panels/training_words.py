@@ -49,7 +49,9 @@ def _losses(result: Any) -> str:
     title = course.attrs["title"]
     whose = f"In the shipped record {title}" if result.record is None else title[0].upper() + title[1:]
     text = f"{whose} costs {held[-1]:.2f} nats a token on held-out text {when}"
-    if int(course["looked_at"][0]) == 0 and last:
+    if not last:
+        return f"{whose} costs {held[-1]:.2f} nats a token on held-out text before the first update."
+    if int(course["looked_at"][0]) == 0:
         text += f", {held[0]:.2f} before the first"
     return f"{text}{_others(runs)}."
 
@@ -63,11 +65,15 @@ def _others(runs: xr.Dataset) -> str:
     if (tested == tested).all():
         told = [f"{_name(runs, n)} costs {_gap(runs, n)}" for n in range(1, count)]
         return f"; against it, {' and '.join(told)} on test documents (one seed)"
-    looks = [(n, runs["difference"][n].dropna("looked_at")) for n in range(1, count)]
-    told = [
-        f"{_name(runs, n)} costs {float(gaps[-1]):+.3f} after {int(gaps['looked_at'][-1]):,}" for n, gaps in looks if gaps.size
-    ]
+    told = [text for n in range(1, count) if (text := _so_far(runs, n))]
     return f"; against it, {' and '.join(told)}" if told else ""
+
+
+def _so_far(runs: xr.Dataset, n: int) -> str:
+    gaps = runs["difference"][n].dropna("looked_at")
+    if not gaps.size:
+        return ""
+    return f"{_name(runs, n)} costs {_signed(float(gaps[-1]))} after {int(gaps['looked_at'][-1]):,}"
 
 
 def _name(runs: xr.Dataset, n: int) -> str:
@@ -76,7 +82,12 @@ def _name(runs: xr.Dataset, n: int) -> str:
 
 def _gap(runs: xr.Dataset, n: int) -> str:
     gap, low, high = (float(runs[name][n]) for name in ("test_difference", "low", "high"))
-    return f"{gap:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{_signed(gap)} [{_signed(low)}, {_signed(high)}]"
+
+
+def _signed(value: float) -> str:
+    """A difference with its sign, a true minus."""
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def _second(result: Any, view: Mapping[str, Any]) -> str:
@@ -92,8 +103,10 @@ def _second(result: Any, view: Mapping[str, Any]) -> str:
 def _angles(course: xr.Dataset, _layer: int) -> str:
     drift, decay = float(course["mean_drift"][-1, -1]), float(course["decay_alone"][-1, -1])
     block = int(course["block"][-1])
-    alone = f"weight decay alone would give {decay:+.3f}" if decay else "weight decay leaves them alone"
-    return f"The angles of block {block} have moved by {drift:+.3f} rad on average; {alone}."
+    if not int(course["looked_at"][-1]):
+        return "Curves grow from the first updates on."
+    alone = f"weight decay alone would give {_signed(decay)}" if decay else "weight decay leaves them alone"
+    return f"The angles of block {block} have moved by {_signed(drift)} rad on average; {alone}."
 
 
 def _lengths(course: xr.Dataset, layer: int) -> str:
@@ -114,7 +127,7 @@ def _means(course: xr.Dataset, layer: int) -> str:
     total = float(course["residual"].sel(layer=layer)[-1])
     if layer == 0 and course.attrs.get("model_horn", "fixed") == "fixed":
         return f"At the embedding the sum, {total:.3f}, is what the horn sets, whatever was learned: no finding."
-    return f"At layer {layer} the means of the phases sum to {total:+.3f}."
+    return f"At layer {layer} the means of the phases sum to {_signed(total)}."
 
 
 def _shares(course: xr.Dataset, layer: int) -> str:

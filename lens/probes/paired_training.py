@@ -87,6 +87,7 @@ def stored_course(family: xr.Dataset, recipe: str, seed: int = 0) -> xr.Dataset:
         raise InputError(f"The record has no {recipe} with seed {seed}", f"one of {', '.join(known[0])}", known[0][0])
     one = family.sel(recipe=recipe, seed=seed, drop=True)
     one = one.drop_vars(["test_loss"]).rename(document_loss="test_loss")
+    one = one.drop_vars([name for name in one.data_vars if one[name].dtype.kind == "f" and one[name].isnull().all()])
     for name in ("step", "looked_at", "document", "layer", "phase", "direction", "block", "pair", "position"):
         numbers = [key for key in one.data_vars if name in one[key].dims and one[key].dtype.kind == "f"]
         one = one.dropna(name, how="all", subset=numbers) if numbers else one

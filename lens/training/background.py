@@ -110,7 +110,7 @@ class BackgroundTraining:
         """Ask it to stop at its next step; what was done stays. `wait` returns when it has."""
         self._token.cancel()
 
-    def wait(self, timeout: float | None = None) -> None:
+    def wait(self, timeout: float | int | None = None) -> None:
         """Return when it does not run any more, at the latest after some seconds."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():

@@ -43,7 +43,7 @@ class PhaseChoice:
     """
 
     num_phases: int = 3
-    rope_base: float = ROPE_BASE
+    rope_base: float | int = ROPE_BASE
     rotation: str = "learned"
     horn: bool = True
     theta_decay: bool = True
@@ -69,7 +69,8 @@ class PhaseChoice:
             key = hashlib.sha256(json.dumps([model, undecayed]).encode()).hexdigest()[:8]
             training = replace(TRAINING, name=f"three-phase-choice-{key}", undecayed=undecayed)
             known = PhaseRecipe(training.name, self.title, {**SHAPE, **model}, training)
-        return replace(known, text=text or known.text).shortened(self.steps)
+        chosen = replace(known, text=text or known.text)
+        return chosen if self.steps == chosen.training.steps else chosen.shortened(self.steps)
 
     @property
     def title(self) -> str:
