@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 _MODULES = (
+    "absorbed_rotation",
     "attention_claims",
     "chart",
     "chart_page",
@@ -27,6 +28,7 @@ _MODULES = (
     "page",
     "phase_family",
     "phase_view",
+    "phase_wheel",
     "rank_collapse",
     "rope_base",
     "rope_bounds",

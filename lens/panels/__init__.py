@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lens.panels.absorbed_rotation import AbsorbedRotation as AbsorbedRotation
     from lens.panels.attention_atlas import AttentionAtlas as AttentionAtlas
     from lens.panels.commuting import CommutingRotations as CommutingRotations
     from lens.panels.depth_collapse import DepthCollapse as DepthCollapse
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lens.panels.operator_zoo import OperatorZoo as OperatorZoo
     from lens.panels.phase_training import PhaseTraining as PhaseTraining
     from lens.panels.phase_view import PhaseView as PhaseView
+    from lens.panels.phase_wheel import PhaseWheel as PhaseWheel
     from lens.panels.rope_base import RopeBase as RopeBase
     from lens.panels.rope_bounds import RopeBounds as RopeBounds
     from lens.panels.rope_explorer import RopeExplorer as RopeExplorer
@@ -46,6 +48,8 @@ _PUBLIC = {
     "FrozenMap": "frozen_map",
     "HeadCircuits": "head_circuits",
     "DepthCollapse": "depth_collapse",
+    "PhaseWheel": "phase_wheel",
+    "AbsorbedRotation": "absorbed_rotation",
     "PhaseTraining": "phase_training",
     "TokenMicroscope": "token_microscope",
     "PhaseView": "phase_view",

@@ -145,7 +145,8 @@ def _described(frozen: FrozenModel, place: int, block: int | None, found: _Found
     sign = torch.where(read < 0, -1.0, 1.0).double()
     left, right, read = left * sign, right * sign[:, None, None], read * sign
     target, _ = target_tokens(frozen, place, None, None)
-    row, _ = frozen.direction(logit_weights(frozen, target, None, True), place)
+    weights = logit_weights(frozen, target, None, True)
+    row, _ = frozen.direction(weights, place)
     given = torch.as_tensor(values[:count], device=left.device) * (row.double() @ left) * read
     where = (right**2).sum(-1)
     reading = np.zeros((count, len(frozen.token_ids)))
@@ -182,6 +183,7 @@ def _described(frozen: FrozenModel, place: int, block: int | None, found: _Found
             "probe": "frozen_map_spectrum",
             "target": storable(names[target]),
             "target_id": target,
+            "above_mean": float(frozen.logits[place].double() @ weights),
             "answer_position": place,
             "token": -1 if block is None else block,
             "sum_of_squares": squares,
