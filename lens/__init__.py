@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lens.models.run import Run as Run
     from lens.models.three_phase import absorb_rotation as absorb_rotation
     from lens.models.vocabulary_maps import vocabulary_maps as vocabulary_maps
+    from lens.probes.absorbed_rotation import absorbed_rotation as absorbed_rotation
     from lens.probes.adapted_lens import adapted_lens as adapted_lens
     from lens.probes.anisotropy import anisotropy as anisotropy
     from lens.probes.attention_battery import attention_battery as attention_battery
@@ -114,6 +115,9 @@ if TYPE_CHECKING:
     from lens.probes.phase_training import phase_training as phase_training
     from lens.probes.phase_turn import phase_turn as phase_turn
     from lens.probes.phase_view import phase_view as phase_view
+    from lens.probes.phase_wheel import family_losses as family_losses
+    from lens.probes.phase_wheel import phase_wheel as phase_wheel
+    from lens.probes.phase_wheel import recipe_drift as recipe_drift
     from lens.probes.positional_kernel import key_order as key_order
     from lens.probes.positional_kernel import positional_kernel as positional_kernel
     from lens.probes.prefix_decoder import fit_prefix_decoder as fit_prefix_decoder
@@ -163,6 +167,7 @@ if TYPE_CHECKING:
     from lens.probes.token_spectrum import token_spectrum as token_spectrum
     from lens.probes.tuned_lens import fit_tuned_lens as fit_tuned_lens
     from lens.probes.tuned_lens import load_tuned_lens as load_tuned_lens
+    from lens.probes.turned_lens import TurnedLens as TurnedLens
     from lens.probes.verdict import document_interval as document_interval
     from lens.probes.verdict import verdict as verdict
     from lens.training.three_phase import train_three_phase as train_three_phase
@@ -261,6 +266,11 @@ _PUBLIC = {
     "phase_balance": "lens.probes.phase_balance:phase_balance",
     "phase_correlation": "lens.probes.phase_correlation:phase_correlation",
     "phase_turn": "lens.probes.phase_turn:phase_turn",
+    "phase_wheel": "lens.probes.phase_wheel:phase_wheel",
+    "recipe_drift": "lens.probes.phase_wheel:recipe_drift",
+    "family_losses": "lens.probes.phase_wheel:family_losses",
+    "TurnedLens": "lens.probes.turned_lens:TurnedLens",
+    "absorbed_rotation": "lens.probes.absorbed_rotation:absorbed_rotation",
     "drift_profile": "lens.probes.drift_claims:drift_profile",
     "drift_verdicts": "lens.probes.drift_claims:drift_verdicts",
     "horn_transport": "lens.probes.horn_transport:horn_transport",

@@ -1,7 +1,7 @@
 const DIAL = 290; // the widest dial, in pixels
 const TURN = 2 * Math.PI;
 const TICK = 0.94; // where a mark inside the rim begins
-const HANDS = ["hand", "spoke", "trace"];
+const HANDS = ["hand", "spoke", "trace", "end"]; // the last one draws the rings in which traces end
 const RING = "m-3.2 0a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0-6.4 0";
 const kindOf = (hand) => hand.kind ?? HANDS[0];
 
@@ -46,28 +46,29 @@ class Clock extends Things {
     const { groups } = this.data;
     const hands = pool(this.quiet("hands"), HANDS.length * groups.length, () => shape("path"));
     groups.forEach((group, k) => HANDS.forEach((kind, m) => {
-      const d = this.things.map((hand, n) => (hand.group === k && kindOf(hand) === kind ? this.handTo(n) : "")).join("");
+      const d = this.things.map((hand, n) => (hand.group === k ? this.handTo(n, kind) : "")).join("");
       put(hands[HANDS.length * k + m], { d, stroke: this.view.seen(group.colour), class: `lens-chart-${kind}` });
     }));
     this.drawMarks(this.svg);
     put(this.parts.marks, { "aria-hidden": "true" });
-    this.nameSpokes();
+    this.nameTips();
     this.quiet("controls");
     this.quiet("labels");
     this.quiet("front");
   }
 
-  /** From the centre to the tip; a trace ends in a ring. */
-  handTo(n) {
-    const line = `M${at(this.centre)}L${at(this.places[n])}`;
-    return kindOf(this.things[n]) === "trace" ? `${line}${RING}` : line;
+  handTo(n, kind) {
+    const found = kindOf(this.things[n]);
+    if (kind === "end") return found === "trace" ? `M${at(this.places[n])}${RING}` : "";
+    return found === kind ? `M${at(this.centre)}L${at(this.places[n])}` : "";
   }
 
-  /** Letters beyond the tips of spokes; those of one place stand in one text. */
-  nameSpokes() {
+  /** Letters beyond the tips of spokes and traces; those of one place stand in one text. */
+  nameTips() {
     const places = new Map();
+    const named = this.things.filter(({ mark }) => mark).length;
     this.things.forEach((hand, n) => {
-      if (kindOf(hand) !== "spoke") return;
+      if (!hand.mark) return;
       const place = at(this.places[n].map(Math.round));
       const [x, y] = this.tip(hand, 14);
       const here = places.get(place) ?? places.set(place, { x, y, marks: [] }).get(place);
@@ -76,7 +77,7 @@ class Clock extends Things {
     const texts = pool(this.quiet("names"), places.size, () => shape("text", { "text-anchor": "middle" }));
     [...places.values()].forEach(({ x, y, marks }, n) => {
       put(texts[n], { x, y: y + 4 });
-      say(texts[n], marks.join("·"));
+      say(texts[n], marks.length === named && named > 2 ? "all" : marks.join("·"));
     });
   }
 
@@ -153,20 +154,18 @@ class Clock extends Things {
     const note = longest(this.things.map((one) => tame(one.note)));
     const said = [{ name: "angle", value: hand ? this.degrees(hand) : "–", room: 4 },
       ...(note ? [{ name: "", value: hand ? tame(hand.note) : "", room: note }] : [])];
-    this.showEntries([...(this.hasSpokes ? this.keyRows() : this.groupRows()), ...mean, ...said]);
+    const legend = Object.keys(this.data.key).length ? this.keyRows() : this.groupRows();
+    this.showEntries([...legend, ...mean, ...said]);
   }
 
-  /** Spokes bear their names, so the read-out says what kinds of hand there are. */
-  get hasSpokes() {
-    return this.things.some((hand) => kindOf(hand) === "spoke");
-  }
-
+  /** What kinds of hand there are: those that bear letters need no legend of their own. */
   keyRows() {
     const { groups, key } = this.data;
     const stroke = this.view.seen(groups[0].colour);
     const samples = {
       spoke: { stroke: { d: "M-13 0H8", class: "lens-chart-curve", stroke }, mark: { d: `M9 0${MARK.circle}`, fill: stroke, class: "lens-chart-mark" } },
-      trace: { stroke: { d: `M-13 0H5${RING}`, class: "lens-chart-curve lens-chart-traced", stroke } },
+      trace: { stroke: { d: "M-13 0H5", class: "lens-chart-curve lens-chart-traced", stroke },
+        mark: { d: `M8 0${RING}`, class: "lens-chart-end", stroke } },
       tick: { stroke: { d: "M0-6V6", class: "lens-chart-tick" } },
     };
     return Object.entries(key).map(([kind, name]) => ({ sample: samples[kind], name: tame(name) }));

@@ -85,7 +85,7 @@ def clock(
     *,
     title: str = "",
     here: Mapping[str, Any] | None = None,
-    ticks: ArrayLike = (),
+    ticks: Sequence[float] = (),
     key: Mapping[str, str] | None = None,
 ) -> Plot:
     """Hands on a dial; a click selects one. Angle 0 points to the right, and angles grow as in the complex plane.
@@ -94,12 +94,12 @@ def clock(
         name: key of the selection.
         hands: `{"angle": …, "label": …}` each, in radians, of any size; optionally a `group`, a `length` from 0 to 1 (the
             rim), a `note` that the read-out adds, a `value`, the number that a selection holds instead of the label, a
-            `colour` of its group, and a `kind`: `hand`; `spoke`, stronger and with its `mark`, a few letters, at the tip;
-            or `trace`, dashed with an open end. At most 512, in at most seven groups, or twelve of phases.
+            `colour` of its group, and a `kind`: `hand`; `spoke`, stronger; or `trace`, dashed with an open end. These two
+            may have a `mark`, a few letters at the tip. At most 512, in at most seven groups, or twelve of phases.
         title: a short heading.
         here: one more hand in the accent, as for a sum or a mean; it cannot be selected.
         ticks: angles of marks inside the rim, as for places to compare with.
-        key: what a `spoke`, a `trace` and a `tick` stand for, in the read-out.
+        key: what a `spoke`, a `trace` and a `tick` stand for; the read-out then says this and not the groups.
 
     Raises:
         InputError: no hand, a label or value twice, an angle that is not finite, a length outside 0 to 1, an unknown kind, or
@@ -112,7 +112,7 @@ def clock(
     _distinct([one.get("value", one["label"]) for one in found], name)
     mean = None if here is None else _hand({**here, "group": ""}, [{"name": ""}])
     return {"kind": "clock", "name": name, "title": title, "hands": found, "groups": groups, "here": mean,
-            "ticks": [_turned(angle) for angle in np.asarray(ticks, dtype=float)], "key": dict(key or {})}  # fmt: skip
+            "ticks": [_turned(angle) for angle in ticks], "key": dict(key or {})}  # fmt: skip
 
 
 def _curves(given: CurvesLike, name: str) -> list[dict[str, Any]]:
