@@ -153,8 +153,6 @@ def _described(records: dict[str, Record]) -> dict[str, xr.Variable]:
 
 def _facts(records: Sequence[Record]) -> dict[str, str | int | float]:
     first = records[0]
-    seeds = " ".join(str(seed) for seed in sorted({record.recipe.seed for record in records}))
-    names = " ".join(sorted({record.recipe.name for record in records}, key=_order))
     trained = {
         key: ", ".join(sorted({str(record.environment[name]) for record in records}))
         for key, name in (("device", "device"), ("threads", "threads"), *((f"trained_{one}", one) for one in library_versions()))
@@ -170,10 +168,22 @@ def _facts(records: Sequence[Record]) -> dict[str, str | int | float]:
         "tokens": first.tokens or 0,
         "learning_rate": first.recipe.learning_rate,
         "weight_decay": first.recipe.weight_decay,
-        "command": f"lens train {names} --seed {seeds}",
+        "command": _command(records),
         **trained,
         **library_versions(),
     }
+
+
+def _command(records: Sequence[Record]) -> str:
+    """What trains them all again: one call for those with the same seeds."""
+    seeds: dict[str, list[int]] = {}
+    for record in sorted(records, key=lambda record: (_order(record.recipe.name), record.recipe.seed)):
+        seeds.setdefault(record.recipe.name, []).append(record.recipe.seed)
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, found in seeds.items():
+        alike.setdefault(tuple(found), []).append(name)
+    calls = (f"lens train {' '.join(names)} --seed {' '.join(map(str, found))}" for found, names in alike.items())
+    return "; ".join(calls)
 
 
 # -- two members --------------------------------------------------------------------------------------------------------
@@ -314,7 +324,8 @@ def detectable(deviation: float, seeds: int) -> float:
     def excess(effect: float) -> float:
         return float((scipy.stats.norm.sf(bounds - effect) + scipy.stats.norm.cdf(-bounds - effect)).mean()) - POWER
 
-    return float(scipy.optimize.brentq(excess, 0.0, 100.0)) * deviation / float(np.sqrt(seeds))
+    effect: Any = scipy.optimize.brentq(excess, 0.0, 100.0)
+    return float(effect) * deviation / float(np.sqrt(seeds))
 
 
 # -- the record ---------------------------------------------------------------------------------------------------------

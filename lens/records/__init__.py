@@ -17,4 +17,15 @@
 
 Its wall times are those of busy cores, and those without rotation hold a pause of nine minutes; two minutes of processor
 time are what a training takes.
+
+`three-phase`, a family of small models, and `three-phase.nc`, the course of all its trainings, made on a CPU, one thread for each
+training, by
+
+    lens train three-phase --seed 0 1 2 -o runs
+    lens train three-phase-12-blocks three-phase-12-blocks-no-theta-decay -o runs
+    python -m lens.training.shipping three-phase runs/*
+    python -m lens.probes.phase_family three-phase.nc runs/*
+
+Wall times are those of busy cores, too. `docstrings` is the prose of installed libraries: with other releases of these it is
+another text.
 """
