@@ -56,7 +56,7 @@ def _over_seeds(name: str, drift: xr.DataArray, colour: str) -> dict[str, Any]:
 def _own_ways(shown: xr.Dataset) -> Plot:
     """The pairs of a block together and apart."""
     found = [
-        series("shared by the block", np.abs(shown["mean_drift"]).mean("seed"), colour=ORANGE),
+        series("shared by the block", abs(shown["mean_drift"]).mean("seed"), colour=ORANGE),
         series("around it, by pair", shown["spread"].mean("seed"), colour=PURPLE),
     ]
     if np.isfinite(shown["control_spread"]).any():

@@ -191,7 +191,7 @@ def _sentence(facts: Mapping[str, Any]) -> str:
     if facts["phases"] == 1:
         return "One phase is the whole stream: there is nothing to compare."
     place = f"{'block' if facts['measure'] == 'angle' else 'layer'} {facts['place']}"
-    own, low, high = (f"{facts[name]:.3g}" for name in ("statistic", "random_low", "random_high"))
+    own, low, high = (f"{facts[name]:.3g}".replace("-", "−") for name in ("statistic", "random_low", "random_high"))
     if facts["measure"] == "correlation":
         start = f"In {place} channels of one phase correlate by {own} more than channels of different phases"
     else:
