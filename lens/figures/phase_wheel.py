@@ -73,9 +73,8 @@ def phase_dial(wheel: xr.Dataset, path: str, layer: int, pair: int) -> dict[str,
     mean = complex(here.mean_cosine, here.mean_sine)
     length, note = _SPOKE * min(1.0, abs(mean)), f"length {abs(mean):.2f}"
     resultant = {"angle": float(np.angle(mean)), "length": length, "label": "mean of the phases", "note": note}
-    return clock(
-        "phase", hands, title=_entitled(path, layer, pair), here=resultant, ticks=here.start.to_numpy().tolist(), key=key
-    )
+    title, starts = _entitled(path, layer, pair), here.start.to_numpy().tolist()
+    return clock("phase", hands, title=title, here=resultant, ticks=starts, key=KEY)
 
 
 def _entitled(path: str, layer: int, pair: int) -> str:
