@@ -64,7 +64,7 @@ def loss_curves(family: xr.Dataset) -> dict[str, Any]:
 
 def difference_bars(differences: xr.Dataset) -> dict[str, Any]:
     """Differences in loss as rows, the members in their order."""
-    names = [NAMES.get(name, name) for name in differences["recipe"].to_numpy().tolist()]
+    names = [NAMES.get(str(name), str(name)) for name in differences["recipe"].to_numpy()]
     other = differences.attrs["other"]
     low, high = differences["pooled_low"], differences["pooled_high"]
     # The last digits of a loss are noise, and -1.5·10⁻⁴ is no more than 0.

@@ -75,7 +75,9 @@ def _row(claim: Claim, numbers: list[float], noise: tuple[float, int]) -> dict[s
     enough = len(known) > 1
     told = judged([_told(claim, number) for number in known] if enough else [np.nan], claim.threshold)
     facts = {name: getattr(claim, name) for name in ("claim", "source", "control", "measured", "published", "threshold")}
-    pooled = _pooled(claim, known, noise) if enough and not callable(claim.number) else dict.fromkeys(_POOLED)
+    pooled: dict[str, Any] = dict.fromkeys(_POOLED)
+    if enough and not callable(claim.number):
+        pooled = _pooled(claim, known, noise)
     return {**facts, **told, "seeds": len(known), **pooled}
 
 
@@ -152,7 +154,12 @@ def sweep_order(one: xr.Dataset) -> float:
     losses = [loss(one, name) for name in _SWEPT.values()]
     if not np.ptp(losses) > 0:  # one is missing, or all are equal
         return np.nan
-    return float(scipy.stats.spearmanr(list(_SWEPT), losses).statistic)
+    return _rank_correlation(losses)
+
+
+def _rank_correlation(losses: list[float]) -> float:
+    found: Any = scipy.stats.spearmanr(list(_SWEPT), losses)
+    return float(found.statistic)
 
 
 def speed_up(one: xr.Dataset, recipe: str, other: str) -> float:
@@ -162,7 +169,7 @@ def speed_up(one: xr.Dataset, recipe: str, other: str) -> float:
     """
     looked_at = one["looked_at"].to_numpy()
     courses = [one["validation_loss"].sel(recipe=name).to_numpy() for name in (recipe, other)]
-    target = max(course[-1] for course in courses)
+    target = max(float(course[-1]) for course in courses)
     steps = [_reached(looked_at, course, target) for course in courses]
     return steps[1] / steps[0]
 
@@ -180,7 +187,7 @@ def _published_sweep() -> tuple[float, float]:
     """The published losses of seven numbers of phases by the same two measures."""
     losses = dict(zip(_SWEPT.values(), published_runs()["sweep_loss"].to_numpy().tolist(), strict=True))
     line = 100 * float(np.expm1(sum(weight * losses[name] for name, weight in sweep_contrast().items())))
-    return round(line, 1), round(float(scipy.stats.spearmanr(list(_SWEPT), list(losses.values())).statistic), 2)
+    return round(line, 1), round(_rank_correlation(list(losses.values())), 2)
 
 
 def _above(one: str, other: str) -> dict[str, float]:

@@ -115,14 +115,11 @@ def _run(folder: Path, record: Record) -> xr.Dataset:
     """One training, of one seed."""
     course, results = phase_training(record), record.results
     by_corpus = {name: [results[name][corpus] for corpus in course["corpus_name"].to_numpy()] for name in _MEANS}
-    found = {name: variable(course[name].dims, course[name].to_numpy(), **_words(course[name])) for name in (*_COURSE, *_ANGLES)
-             if name in course}  # fmt: skip
+    found = {name: _single(course[name]) for name in (*_COURSE, *_ANGLES, "position_loss") if name in course}
     found |= {
         "test_loss": exact(("corpus_name",), np.array([np.mean(losses) for losses in by_corpus["test_loss"]]), *_LOSS),
         "saved_test_loss": exact(("corpus_name",), np.array(by_corpus["saved_test_loss"]), f"{_LOSS[0]}, as saved", "nats"),
-        "document_loss": variable(("document",), course["test_loss"].to_numpy(), **_words(course["test_loss"])),
-        "position_loss": variable(course["position_loss"].dims, course["position_loss"].to_numpy(),
-                                  **_words(course["position_loss"])),
+        "document_loss": _single(course["test_loss"]),
         "tokens_per_second": exact((), results["tokens_per_second"], "speed of the training", "tokens/s"),
         "seconds": exact((), record.seconds, "wall time of all updates", "s"),
         "weights_sha256": texts((), sha256(folder / WEIGHTS), "SHA-256 of the saved weights"),
@@ -135,8 +132,9 @@ _MEANS = ("test_loss", "saved_test_loss")
 _LOSS = ("mean loss of the test documents", "nats")
 
 
-def _words(array: xr.DataArray) -> dict[str, str]:
-    return {"long_name": array.attrs["long_name"], "units": array.attrs["units"]}
+def _single(array: xr.DataArray) -> xr.Variable:
+    """In single precision: what was looked at has seven digits."""
+    return variable(tuple(map(str, array.dims)), array.to_numpy(), array.attrs["long_name"], array.attrs["units"])
 
 
 def _described(records: dict[str, Record]) -> dict[str, xr.Variable]:
@@ -254,7 +252,7 @@ def family_differences(family: xr.Dataset, other: str) -> xr.Dataset:
     """
     _loss(family, other)
     deep = family["num_blocks"] == family["num_blocks"].sel(recipe=other)
-    known = np.isfinite(family["test_loss"]).all("corpus_name")
+    known = family["test_loss"].notnull().all("corpus_name")
     enough = (known & known.sel(recipe=other)).sum("seed") > 1
     names = [name for name in family["recipe"].to_numpy()[(deep & enough).to_numpy()].tolist() if name != other]
     if not names:
