@@ -216,6 +216,8 @@ class PhaseTraining(ChartPanel):
         choice = PhaseChoice(**{name: settings[name] for name in _SWITCHES})
         if not (isinstance(settings["seed"], int) and settings["seed"] >= 0):
             raise InputError(f"The seed is {settings['seed']!r}", "a whole number of at least 0", "seed=0")
+        if settings["device"] not in devices():
+            raise InputError(f"The device is {settings['device']!r}", f"one of {', '.join(devices())}", "device='cpu'")
         training = background_training(
             choice.recipe(self._text), seed=settings["seed"], device=settings["device"], corpora=self._corpora
         )
@@ -426,6 +428,8 @@ class PhaseTraining(ChartPanel):
         self._chip_at_rest = chip_of(result)
 
     def _mirror(self, settings: Mapping[str, Any]) -> None:
+        if self._result.choice is None:
+            return  # settings that a cell gave and that are none
         for name in ("rope_base", "steps", "seed", "num_phases"):
             control, value = self._top[name], settings[name]
             if value not in [option[1] for option in control.options]:

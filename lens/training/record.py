@@ -144,7 +144,7 @@ class Record:
     @property
     def seconds(self) -> float:
         """Wall time of all updates."""
-        return sum(step.seconds for step in self.steps)
+        return sum((step.seconds for step in self.steps), 0.0)
 
     @property
     def tokens(self) -> int | None:
