@@ -119,9 +119,9 @@ class FrozenMap(TextPanel):
         settings = job.settings
         with job.holding(model.lock, "freezing a prompt"):
             frozen, spectrum = self._frozen(job, model, ids)
-            chosen = {"target": _token(settings["target"]), "rival": _token(settings["rival"])}
+            target, rival = _token(settings["target"]), _token(settings["rival"])
             contributions, ablations = (
-                probe(model, frozen, **chosen, centred=settings["centred"], check=job.token.check)
+                probe(model, frozen, target=target, rival=rival, centred=settings["centred"], check=job.token.check)
                 for probe in (frozen_contributions, token_ablations)
             )
         return _Result(frozen, contributions, spectrum, ablations)
@@ -177,6 +177,11 @@ def _digits(value: float) -> float:
     return float(f"{value:.2g}")
 
 
+def _rounding(error: float) -> str:
+    """In words that are the same on every machine."""
+    return "less than 0.001" if error < 1e-3 else f"{error:.2g}"
+
+
 def _sentence(found: xr.Dataset, spectrum: xr.Dataset, ablations: xr.Dataset) -> str:
     values, labels = found.contribution.to_numpy(), token_labels(found)
     lost = ablations.effect.sel(ablation="removed").to_numpy()
@@ -192,7 +197,7 @@ def _sentence(found: xr.Dataset, spectrum: xr.Dataset, ablations: xr.Dataset) ->
     vector = vector_labels(spectrum)[best].replace(": ", " (", 1)
     return (
         f"{what}, {float(found.logit):.2f}, is the sum of {len(values)} contributions{added}, off by "
-        f"{abs(float(found.error)):.0e}: “{labels[most]}” gives most, {values[most]:+.2f}, and the model really loses most, "
+        f"{_rounding(abs(float(found.error)))}: “{labels[most]}” gives most, {values[most]:+.2f}, and the model really loses most, "
         f"{lost[needed]:.2f}, without {without}. The map has a stable rank of {float(spectrum.stable_rank):.1f}, and its "
         f"singular vector {vector}) gives “{visible(spectrum.attrs['target'])}” {float(spectrum.contribution[best]):.2f} of the "
         f"{spectrum.attrs['above_mean']:.2f} that it is above the mean."
