@@ -14,7 +14,7 @@ from tests.benchmarks.measure import Row, SkippedError, machine_facts, table
 
 NAMES = (
     "run", "lens", "grid", "peer", "start", "moments", "fits", "tuned", "linearity", "memory", "explorer", "rope", "attention",
-    "head_grid", "three_phase",
+    "head_grid", "three_phase", "phase_wheel",
 )  # fmt: skip
 
 

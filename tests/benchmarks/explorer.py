@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tests.browser.lab import MissingError, chromium, jupyterlab
 MOVES = 50
 GOAL = 0.150  # seconds, 95th percentile
 LOADING = 120_000  # milliseconds
+_KEYS = ["ArrowRight" if (n // 10) % 2 == 0 else "ArrowLeft" for n in range(MOVES + 5)]
 _CELL = "from lens.panels.rope_explorer import RopeExplorer\nRopeExplorer({settings})"
 _CASES = {
     "base, 4,096 tokens": ("base", "width=128, context=4096"),
@@ -49,9 +50,10 @@ def rows(repeats: int) -> list[Row]:
     """The 95th percentile of the moves of each slider, and the median beside it."""
     found = []
     try:
-        with _started() as (lab, browser):
+        with started() as (lab, browser):
             for name, (slider, settings) in _CASES.items():
-                seconds = _moves(lab, browser, slider, settings)
+                # The first ones only warm up.
+                seconds = moves(lab, browser, _CELL.format(settings=settings), slider, _KEYS)[5:]
                 high, middle = np.quantile(seconds, [0.95, 0.5])
                 found += [
                     Row(f"explorer: slider {name}, 95th percentile of {MOVES} moves", float(high), goal=GOAL),
@@ -63,30 +65,31 @@ def rows(repeats: int) -> list[Row]:
 
 
 @contextmanager
-def _started() -> Iterator[tuple[Any, Any]]:
+def started() -> Iterator[tuple[Any, Any]]:
+    """A JupyterLab in a folder of its own, and a browser."""
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         (Path(folder) / "notebooks").mkdir()
         with jupyterlab(Path(folder)) as lab:
             yield lab, browser
 
 
-def _moves(lab: Any, browser: Any, slider: str, settings: str) -> list[float]:
-    (lab.folder / "explorer.ipynb").write_text(json.dumps(_notebook(_CELL.format(settings=settings))), encoding="utf-8")
+def moves(lab: Any, browser: Any, cell: str, slider: str, keys: Sequence[str]) -> list[float]:
+    """Seconds from a key on a slider of the panel that a cell shows to the second frame after the picture has changed."""
+    (lab.folder / "panel.ipynb").write_text(json.dumps(_notebook(cell)), encoding="utf-8")
     with browser.new_context(viewport={"width": 1400, "height": 900}) as context:
         page = context.new_page()
-        page.goto(lab.address("explorer.ipynb"), timeout=LOADING)
+        page.goto(lab.address("panel.ipynb"), timeout=LOADING)
         page.wait_for_function(_IDLE, timeout=LOADING)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         page.locator(".lens-panel .lens-chart-curves path").first.wait_for(state="attached", timeout=LOADING)
         page.wait_for_function(_IDLE, timeout=LOADING)
-        keys = ["ArrowRight" if (n // 10) % 2 == 0 else "ArrowLeft" for n in range(MOVES + 5)]
         seconds = [page.evaluate(_MOVE, [slider, key]) for key in keys]
         page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    return seconds[5:]  # the first ones only warm up
+    return seconds
 
 
 def _notebook(source: str) -> dict[str, Any]:
-    cell = {"cell_type": "code", "execution_count": None, "id": "explorer", "metadata": {}, "outputs": [], "source": source}
+    cell = {"cell_type": "code", "execution_count": None, "id": "panel", "metadata": {}, "outputs": [], "source": source}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
