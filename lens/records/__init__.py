@@ -7,6 +7,10 @@
     start = lens.fit_shortcuts(moments.train, ridge=None, validation=moments.validation)
     lens.fit_tuned_lens(model, wikipedia, start=start).save("tuned-lens-smollm2-135m.safetensors", torch.bfloat16)
 
+`prefix-decoder-smollm2-135m`, made on a CPU, one thread, in two minutes of processor time, by
+
+    python -m lens.probes.prefix_decoder prefix-decoder-smollm2-135m.safetensors
+
 `rotary-settings`: base, rotary width, context, layers and scaling of released models, each with its source; facts, not results.
 
 `rope-minimum-bases`: what `lens.probes.rope_minimum.min_base` finds for its `WIDTHS` and `CONTEXTS`.
@@ -28,4 +32,8 @@ training, by
 
 Wall times are those of busy cores, too. `docstrings` is the prose of installed libraries: with other releases of these it is
 another text.
+
+`relations`, pairs and sentences of our own, and `relation-…`, what was measured of them and the maps that edit, made on a CPU by
+
+    python -m lens.probes.relation_record FOLDER
 """
