@@ -283,23 +283,25 @@ def family_differences(family: xr.Dataset, other: str) -> xr.Dataset:
 def seed_noise(family: xr.Dataset) -> tuple[float, int]:
     """Standard deviation over seeds of the difference between two members of one depth, from all of them together.
 
-    What is left of the losses (mean over corpora) once every member and every seed has its own mean, times the root of two;
-    members that lack a seed are left out. It has more degrees of freedom than one pair has, if all members scatter alike.
+    What is left of the losses (mean over corpora) once every member and every seed has its own mean (least squares), times the
+    root of two. It has more degrees of freedom than one pair has, if all members scatter alike.
 
     Returns:
         The deviation in nats, and its degrees of freedom.
 
     Raises:
-        InputError: fewer than two members of the first member's depth, or fewer than two seeds.
+        InputError: fewer than two members of the first member's depth with two common seeds.
     """
     loss = family["test_loss"].mean("corpus_name", skipna=False).where(family["num_blocks"] == family["num_blocks"][0], drop=True)
-    loss = loss.dropna("recipe").transpose("recipe", "seed")
-    members, seeds = loss.shape
-    if members < 2 or seeds < 2:
-        raise InputError(f"{members} members with {seeds} seeds", "two of both at least", "more trainings")
-    rest = loss - loss.mean("seed") - loss.mean("recipe") + loss.mean()
-    free = (members - 1) * (seeds - 1)
-    return float(np.sqrt(2 * (rest**2).sum() / free)), free
+    values = loss.transpose("recipe", "seed").to_numpy()
+    members, seeds = np.nonzero(~np.isnan(values))
+    told = values[members, seeds]
+    means = np.concatenate([np.eye(values.shape[0])[members], np.eye(values.shape[1])[seeds]], axis=1)
+    fitted, _, known, _ = np.linalg.lstsq(means, told, rcond=None)
+    free = len(told) - int(known)
+    if free < 1:
+        raise InputError(f"{len(told)} trainings", "two members with two common seeds at least", "more trainings")
+    return float(np.sqrt(2 * ((told - means @ fitted) ** 2).sum() / free)), free
 
 
 def detectable(deviation: float, seeds: int) -> float:
