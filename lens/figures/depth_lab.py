@@ -17,7 +17,7 @@ DONE = {
     "replaced": "replaced by its map",
 }
 """Edits of a block, in words."""
-_LEAST = 1e-3  # of a logarithmic axis of influence and KL
+_INFLUENCE, _KL = (0.005, 2.0), (0.01, 20.0)  # ends of logarithmic axes
 _CURVES = {
     "random": ("at random", BLACK),
     "last first": ("last ones first", YELLOW),
@@ -29,7 +29,7 @@ _CURVES = {
 }
 
 
-def depth_lab_chart(blocks: xr.Dataset, words: xr.Dataset, *, kind: str, chosen: str, kl: float) -> dict[str, Any]:
+def depth_lab_chart(blocks: xr.Dataset, words: xr.Dataset, *, kind: str, chosen: str, kl: float | None) -> dict[str, Any]:
     """What each block does to its states, what an edit of each costs, and the next words with and without the chosen edit.
 
     Args:
@@ -37,23 +37,22 @@ def depth_lab_chart(blocks: xr.Dataset, words: xr.Dataset, *, kind: str, chosen:
         words: from `EditedTexts.next_words`.
         kind: the edit.
         chosen: the chosen edit in words.
-        kl: of the chosen edit, nats.
+        kl: of the chosen edit, nats, where it is none of those of single blocks; else None.
 
     Returns:
         A chart of three plots: `blocks` twice, where a click chooses a block, and `words`.
     """
-    # A step beyond the largest block: numbers at both ends are seen whole, and every picture has the same axis.
     influence = [
-        series("at the block", _positive(blocks.block_influence), colour=BLUE),
-        series("at the output", _positive(blocks.influence_at_output), colour=SKY),
+        series("at the block", _at_least(blocks.block_influence, _INFLUENCE), colour=BLUE),
+        series("at the output", _at_least(blocks.influence_at_output, _INFLUENCE), colour=SKY),
     ]
-    cost = [series(f"each block {DONE[kind]}", _positive(blocks.kl_to_original), colour=ORANGE)]
-    rules = [rule(kl, chosen)] if kl >= _LEAST else []
+    cost = [series(f"each block {DONE[kind]}", _at_least(blocks.kl_to_original, _KL), colour=ORANGE)]
+    rules = [] if kl is None else [rule(max(kl, _KL[0]), chosen)]
     return chart([
         lines("blocks", blocks.block, influence, x_axis="block", title="what the block changes",
-              y_axis=axis("1 − cosine of states", scale="log", range=(_LEAST, 2.0))),
+              y_axis=axis("1 − cosine of states", scale="log", range=_INFLUENCE)),
         lines("blocks", blocks.block, cost, x_axis="block", title="what the edit costs on this text", rules=rules,
-              y_axis=axis("KL to the whole model", "nats/token", scale="log", range=(_LEAST, 20.0))),
+              y_axis=axis("KL to the whole model", "nats/token", scale="log", range=_KL)),
         _words(words),
     ])  # fmt: skip
 
@@ -62,7 +61,7 @@ def _words(words: xr.Dataset) -> dict[str, Any]:
     labels = [visible(str(word)) for word in words.token.to_numpy()]
     labels = [label if labels.index(label) == place else f"{label} ({place})" for place, label in enumerate(labels)]
     heights = [
-        series("whole model", 100 * words.probability.sel(read_from="model"), colour=BLACK),
+        series("whole model", 100 * words.probability.sel(read_from="model"), colour=GREEN),
         series("edited", 100 * words.probability.sel(read_from="edited"), colour=ORANGE),
     ]
     return bars(
@@ -115,7 +114,7 @@ def hidden_dimensions_chart(claims: xr.Dataset) -> dict[str, Any]:
     ])  # fmt: skip
 
 
-def _positive(values: xr.DataArray) -> np.ndarray:
-    """Values that a logarithmic axis from `_LEAST` on can show; smaller ones stand at its foot, missing ones are gaps."""
+def _at_least(values: xr.DataArray, ends: tuple[float, float]) -> np.ndarray:
+    """What a logarithmic axis can show: smaller values stand at its foot, missing ones are gaps."""
     found = values.to_numpy().astype(float)
-    return np.where(np.isnan(found), np.nan, np.maximum(found, _LEAST))
+    return np.where(np.isnan(found), np.nan, np.maximum(found, ends[0]))

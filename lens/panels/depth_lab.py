@@ -27,6 +27,7 @@ EXAMPLE = (
 SHORTEST, LONGEST = 3, 200  # tokens
 _EDITS = {"remove": "removed", "swap": "swapped", "in parallel": "parallel", "replace by a map": "replaced"}
 _ALONE = ("removed", "replaced")  # edits that need one block only
+_WORDS = 4  # of each of the two models
 _SAMPLE = 240  # characters of a held-out article
 
 
@@ -163,8 +164,9 @@ class DepthLab(TextPanel):
 
     def _spec(self, result: _Result, view: Mapping[str, Any]) -> dict[str, Any]:
         outcome, place = self._made(result, view)
-        words = result.read.next_words(outcome.states[place])
-        kl = float(outcome.measures.kl_to_original[place])
+        words = result.read.next_words(outcome.states[place], _WORDS)
+        swept = outcome is result.sweeps[view["edit"]][0]
+        kl = None if swept else float(outcome.measures.kl_to_original[place])
         return depth_lab_chart(
             result.sweeps[view["edit"]][1], words, kind=view["edit"], chosen=_edited(view["edit"], view["blocks"]), kl=kl
         )
@@ -177,7 +179,7 @@ class DepthLab(TextPanel):
     def _facts(self, result: _Result, view: Mapping[str, Any]) -> dict[str, Any]:
         outcome, place = self._made(result, view)
         here, blocks = outcome.measures.isel(made=place), result.sweeps[view["edit"]][1]
-        words = result.read.next_words(outcome.states[place])
+        words = result.read.next_words(outcome.states[place], _WORDS)
         facts = {
             "edit": view["edit"],
             "blocks": list(view["blocks"]),
@@ -213,7 +215,7 @@ def _held_out(job: Job) -> str:
     """The beginning of an article that nothing was fitted on, up to the end of a word."""
     articles = corpus("wikipedia", progress=job.progress).part("test")
     text = articles[(job.settings["sample"] - 1) % len(articles)].text[:_SAMPLE].replace("\n", " ")
-    return text[: text.rfind(" ")]
+    return text[: text.rstrip().rfind(" ")]
 
 
 def _span(blocks: Any, last: int) -> tuple[int, int]:

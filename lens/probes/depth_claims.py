@@ -92,7 +92,8 @@ def _curves(
 ) -> dict[str, tuple[str, list[tuple[int, ...]]]]:
     """By name the kind of edit and the groups of blocks, from the calibration documents."""
     influence = block_influence(model, calibration, tokens=tokens, check=check)
-    orders = block_rankings(influence, depth_edits(model, calibration, ("removed",), tokens=tokens, check=check))
+    removed = depth_edits(model, calibration, ("removed",), tokens=tokens, check=check)
+    orders = block_rankings(influence, removed, random=2)
     if moments is not None:
         score = linearity(moments.train, moments.validation).score.to_numpy()
         orders["linearity"] = tuple(np.argsort(-score, kind="stable").tolist())

@@ -67,12 +67,14 @@ def test_a_span_is_what_it_says(panel, model, edit: str, blocks: tuple[int, int]
     whole = shown if edit == "swapped" else tuple(range(shown[0], shown[1] + 1))
     assert summary["loss_after"] == pytest.approx(by_hand(model, edit, whole), abs=1e-3)
     outcome, place = panel._made(panel._shown(), panel._view)
-    words = panel._shown().read.next_words(outcome.states[place])
+    words = panel._shown().read.next_words(outcome.states[place], 4)
     name = {"removed": "removed", "swapped": "swapped", "parallel": "in parallel"}[edit]
     assert name in summary["says"]
     spec = depth_lab_chart(panel.blocks, words, kind=edit, chosen=f"blocks {shown[0]} and {shown[1]} {name}", kl=1.0)
     assert panel.chart.spec["plots"][2] == spec["plots"][2]
     assert panel.chart.spec["plots"][0] == spec["plots"][0]
+    one_dot = shown[1] - shown[0] == (0 if edit == "removed" else 1)
+    assert len(panel.chart.spec["plots"][1]["rules"]) == (0 if one_dot else 1)
 
 
 def test_next_words_are_those_of_the_two_models(model):
