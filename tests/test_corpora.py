@@ -339,3 +339,13 @@ def test_real_corpus_is_mostly_prose(name: str, least: int, size: int):
     assert len(markup) <= 0.01 * len(paragraphs)
     letters = [sum(c.isalpha() or c.isspace() for c in p) / len(p) for p in paragraphs]
     assert sum(share > 0.85 for share in letters) > 0.97 * len(paragraphs)
+
+
+def test_what_would_be_downloaded_is_known_before_it_is(own_cache: Path):
+    assert corpora.download_size("wikipedia") == corpora.download_size("news") == 27_809_988
+    assert corpora.download_size("docstrings") == 0
+    corpora._write_texts(corpora._kept_texts("wikipedia", corpora.WIKIPEDIA), [PROSE])
+    assert corpora.download_size("wikipedia") == 0
+    assert len(corpus("wikipedia")) == 1  # where it was looked for is where it is read
+    with pytest.raises(InputError, match="wikipedia, news, docstrings"):
+        corpora.download_size("novels")

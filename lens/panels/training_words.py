@@ -28,7 +28,7 @@ def chip_of(result: Any) -> str:
 
 def about(result: Any) -> str:
     """What pressing Start would cost, for a hover."""
-    if result.training is None:
+    if result.training is None or result.training.state not in ("new", "stopped", "failed"):
         return ""
     fetch = result.training.to_fetch
     first = f"Fetches {fetch / 1e6:.0f} MB of text first, once. " if fetch else ""
@@ -92,12 +92,20 @@ def _signed(value: float) -> str:
 
 def _second(result: Any, view: Mapping[str, Any]) -> str:
     if result.choice is not None and not result.shows_choice and result.training is not None and not result.training.running:
-        title = result.choice.title
-        return f"{title[0].upper()}{title[1:]} with {result.choice.steps:,} updates is not trained yet: {_cost(result)}."
+        return _to_do(result)
     told: dict[str, Callable[[xr.Dataset, int], str]] = {
         "angles": _angles, "lengths": _lengths, "means": _means, "shares": _shares, "difference": _difference
     }  # fmt: skip
     return told[view["picture"]](result.course, view["layer"])
+
+
+def _to_do(result: Any) -> str:
+    """Where the chosen training stands while another one is shown, and what it would take."""
+    title, training = result.choice.title, result.training
+    chosen = f"{title[0].upper()}{title[1:]} with {training.steps:,} updates"
+    fetch = f", and {training.to_fetch / 1e6:.0f} MB of text are fetched first" if training.to_fetch else ""
+    stands = f"was stopped after {training.done:,}" if training.done else "is not trained yet"
+    return f"{chosen} {stands}: {_cost(result)}{fetch}."
 
 
 def _angles(course: xr.Dataset, _layer: int) -> str:
@@ -153,7 +161,8 @@ def _progress(training: Any) -> str:
 
 def _cost(result: Any) -> str:
     left = result.training.steps - result.training.done
-    return f"{left:,} updates take about {_duration(left * result.pace * _LOOKS_SHARE)}"
+    what = f"the other {left:,}" if result.training.done else f"{left:,} updates"
+    return f"{what} take about {_duration(left * result.pace * _LOOKS_SHARE)}"
 
 
 def _pace(seconds: float) -> str:

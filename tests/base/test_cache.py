@@ -10,6 +10,7 @@ import platformdirs
 import pytest
 
 from lens.base.cache import CacheEntry, cache_entries, cache_folder, cache_lock, clear_cache
+from lens.base.errors import Cancelled
 from lens.base.files import atomic_folder
 
 HOLDER = """
@@ -128,3 +129,23 @@ def test_locks_of_different_names_do_not_wait_for_each_other(root):
         with cache_lock("another"):
             assert holder.poll() is None
         holder.communicate("\n")
+
+
+def test_waiting_for_a_lock_can_be_given_up(root):
+    looked = 0
+
+    def check() -> None:
+        nonlocal looked
+        looked += 1
+        if looked == 3:
+            raise Cancelled
+
+    with start(HOLDER) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Cancelled), cache_lock("model", check):
+            raise AssertionError("two hold it")
+        with cache_lock("another", check):  # which nobody holds: there is no waiting, and no look
+            assert looked == 3
+        holder.communicate("\n")
+    with cache_lock("model", check):
+        assert looked == 3
