@@ -205,7 +205,7 @@ def _draw_clock(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
                 continue
             colour, traced = _seen(group["colour"]), kind == "trace"
             axes.plot(*_spokes(tips), color=colour, linewidth=width, linestyle=dash, alpha=opacity)
-            edge: dict[str, Any] = {"markerfacecolor": "white"} if traced else {"markeredgecolor": "white", "markeredgewidth": 0.5}
+            edge: Any = {"markerfacecolor": "white"} if traced else {"markeredgecolor": "white", "markeredgewidth": 0.5}
             axes.plot(*tips.T, "o" if traced else _MARKERS[group["marker"]], color=colour, markersize=4, **edge,
                       label=None if traced else _label(group["name"]) or None)  # fmt: skip
     for angle in plot["ticks"]:
