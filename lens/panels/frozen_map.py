@@ -197,8 +197,8 @@ def _sentence(found: xr.Dataset, spectrum: xr.Dataset, ablations: xr.Dataset) ->
     vector = vector_labels(spectrum)[best].replace(": ", " (", 1)
     return (
         f"{what}, {float(found.logit):.2f}, is the sum of {len(values)} contributions{added}, off by "
-        f"{_rounding(abs(float(found.error)))}: “{labels[most]}” gives most, {values[most]:+.2f}, and the model really loses most, "
-        f"{lost[needed]:.2f}, without {without}. The map has a stable rank of {float(spectrum.stable_rank):.1f}, and its "
+        f"{_rounding(abs(float(found.error)))}: “{labels[most]}” gives most, {values[most]:+.2f}, and the model really loses "
+        f"most, {lost[needed]:.2f}, without {without}. The map has a stable rank of {float(spectrum.stable_rank):.1f}, and its "
         f"singular vector {vector}) gives “{visible(spectrum.attrs['target'])}” {float(spectrum.contribution[best]):.2f} of the "
         f"{spectrum.attrs['above_mean']:.2f} that it is above the mean."
     )

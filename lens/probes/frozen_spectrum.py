@@ -154,7 +154,7 @@ def _described(frozen: FrozenModel, place: int, block: int | None, found: _Found
     strongest = where.argmax(-1)
     head, embedding = model.anatomy.head.weight.detach(), model.anatomy.embedding.weight.detach()
     written = _poles(head, left.T, top_k)
-    reads = _poles(embedding, right[torch.arange(count), strongest], top_k)
+    reads = _poles(embedding, right[torch.arange(count, device=right.device), strongest], top_k)
     dims, names = ("vector", "pole", "place"), model.vocabulary
     words = {name: [[[names[i] for i in row] for row in pole] for pole in ids.tolist()] for name, ids in
              (("written", written), ("read", reads))}  # fmt: skip

@@ -19,9 +19,9 @@ from tests.models.families import build
 IDS = list(range(3, 15))
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2", "mixtral"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2"])
 def frozen(request) -> FrozenModel:
-    """Without biases; with them; with capped logits; with experts."""
+    """Without biases; with them; with capped logits."""
     return freeze(Model(build(request.param), name=request.param), IDS)
 
 
