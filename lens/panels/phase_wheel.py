@@ -85,7 +85,8 @@ class PhaseWheel(ChartPanel):
     def __init__(
         self, phases: int = 3, text: str = EXAMPLE, *, path: str = "block", layer: int = 3, pair: int = 0, lens: str = "turned"
     ):
-        self._models: dict[int, Model] = {}  # kept open, a few megabytes each, so that the slider comes back at once
+        self._models: dict[int, Model] = {}  # kept open, a few megabytes each, as are results of the newest text:
+        self._kept: dict[tuple[int, str], _Result] = {}  # the slider then comes back at once
         box = widgets.Text(text, placeholder="Type a sentence and press Enter", continuous_update=False)
         box.layout = widgets.Layout(flex="1 1 20em", width="auto")
         auto = {"style": {"button_width": "auto"}, "layout": widgets.Layout(width="auto")}
@@ -134,6 +135,8 @@ class PhaseWheel(ChartPanel):
             raise InputError(f"{phases!r} phases", f"one of {', '.join(map(str, FAMILY))}", "phases=3")
         if not isinstance(text, str):
             raise InputError(f"The text is a {type(text).__name__}", "a str", "panel.set(text='…')")
+        if (phases, text) in self._kept:
+            return self._kept[phases, text]
         model = self._models.get(phases) or self._models.setdefault(phases, load(FAMILY[phases], progress=job.progress))
         ids = model.encode(text)
         if len(ids) < 2:
@@ -141,7 +144,9 @@ class PhaseWheel(ChartPanel):
         with job.holding(model.lock, "running for the phase wheel"):
             run = model.run(text)
             lenses = {name: logit_lens(run, TurnedLens(model) if name == "turned" else None, top_k=1) for name in LENSES}
-        return _Result(model, phases, phase_wheel(run), recipe_drift(model), lenses)
+        found = _Result(model, phases, phase_wheel(run), recipe_drift(model), lenses)
+        self._kept = {key: kept for key, kept in self._kept.items() if key[1] == text} | {(phases, text): found}
+        return found
 
     def _checked(self, result: _Result, view: Mapping[str, Any]) -> dict[str, Any]:
         for name, known in (("path", PATHS), ("lens", LENSES)):
