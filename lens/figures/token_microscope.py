@@ -37,10 +37,17 @@ def microscope_chart(tokens: xr.Dataset, *, measure: str, position: int) -> dict
     return chart([_map(tokens, measure), _course(tokens, measure, position)])
 
 
+def first_compared(tokens: xr.Dataset, measure: str) -> int:
+    """First position that compares with later ones: no map is fitted on 0, and before the longest lag fewer are averaged."""
+    longest = int(tokens["lag"].max()) if measure in _UNITS else 1
+    return longest if tokens.sizes["position"] > longest + 2 else 1
+
+
 def class_means(tokens: xr.Dataset, measure: str) -> dict[str, np.ndarray]:
-    """Mean of a measure at every depth by class of tokens, position 0 left out; only classes that the text has."""
-    classes = tokens.token_class.to_numpy()[1:]
-    values = tokens[measure].to_numpy()[:, 1:]
+    """Mean of a measure at every depth by class of tokens, over those that compare; only classes that are among them."""
+    first = first_compared(tokens, measure)
+    classes = tokens.token_class.to_numpy()[first:]
+    values = tokens[measure].to_numpy()[:, first:]
     names = tokens.class_name.to_numpy().tolist()
     return {name: values[:, classes == number].mean(1) for number, name in enumerate(names) if (classes == number).any()}
 
@@ -69,8 +76,8 @@ def _course(tokens: xr.Dataset, measure: str, position: int) -> dict[str, Any]:
 
 
 def _value_axis(tokens: xr.Dataset, measure: str) -> Axis:
-    """Over all tokens but the first, whose massive state would leave the others without a shade."""
-    values = tokens[measure].to_numpy()[:, 1:]
+    """Over the tokens that compare: the first, with its massive state, would leave the others without a shade."""
+    values = tokens[measure].to_numpy()[:, first_compared(tokens, measure) :]
     end = float(np.nanquantile(np.abs(values), 0.995))
     step = 10.0 ** np.floor(np.log10(end)) / 2 if end > 0 else 1.0
     top = float(np.ceil(end / step) * step) if end > 0 else 1.0

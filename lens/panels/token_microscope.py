@@ -14,7 +14,7 @@ from lens.base.errors import InputError
 from lens.base.text import visible
 from lens.collect import collect_moments
 from lens.corpora import Corpus, corpus
-from lens.figures.token_microscope import MEASURES, class_means, microscope_chart
+from lens.figures.token_microscope import MEASURES, class_means, first_compared, microscope_chart
 from lens.models.model import Model
 from lens.moments import Moments
 from lens.panels.fitted import TOKENS
@@ -142,7 +142,8 @@ class TokenMicroscope(TextPanel):
         depths = shown[shown.dims[0]].to_numpy()
         position, layer = view["position"], view["layer"]
         if position is None or (position == self._view["position"] and position not in range(shown.sizes["position"])):
-            position = 1 + int(np.argmax(shown[:, 1:].mean(shown.dims[0]).to_numpy()))
+            first = first_compared(tokens, measure)
+            position = first + int(np.argmax(shown[:, first:].mean(shown.dims[0]).to_numpy()))
         if position not in range(shown.sizes["position"]):
             last = shown.sizes["position"] - 1
             raise InputError(f"The position is {position!r}", f"0 to {last}", f"position={last}")
@@ -160,7 +161,8 @@ class TokenMicroscope(TextPanel):
         shown = tokens[measure]
         depth = str(shown.dims[0])
         means = shown.mean(depth).to_numpy()
-        rank = np.argsort(means[1:]) + 1
+        first = first_compared(tokens, measure)
+        rank = np.argsort(means[first:]) + first
         facts = {
             "measure": measure,
             "tokens": len(means),
@@ -178,7 +180,7 @@ class TokenMicroscope(TextPanel):
             "by_class": {name: _digits(float(values.mean())) for name, values in class_means(tokens, measure).items()},
         }
         if measure in _CONTEXT:
-            deepest = shown[:, 1:].mean("position")
+            deepest = shown[:, first:].mean("position")
             best = int(np.argmax(deepest.to_numpy()) if measure == "recovered" else np.argmin(deepest.to_numpy()))
             facts["best"] = {"layer": int(shown.layer[best]), "mean": _digits(float(deepest[best]))}
             facts["embedding"] = _digits(float(deepest[0]))

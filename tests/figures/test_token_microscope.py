@@ -11,7 +11,7 @@ import xarray as xr
 from lens.base.errors import InputError
 from lens.figures.chart import BLACK, BLUE, SKY
 from lens.figures.static_chart import static_figure
-from lens.figures.token_microscope import MEASURES, class_means, microscope_chart
+from lens.figures.token_microscope import MEASURES, class_means, first_compared, microscope_chart
 from lens.probes.dataset import texts, variable
 from lens.probes.token_classes import CLASSES
 
@@ -35,6 +35,7 @@ def tokens() -> xr.Dataset:
             "layer": variable(("layer",), np.array([0, 3]), ""),
             "position": variable(("position",), np.arange(5), ""),
             "input_token": texts(("position",), ["The", " sea", " of", " <b>", " tranquillity"], ""),
+            "lag": variable(("lag",), np.array([1, 2]), "", "tokens"),
             "class_name": texts(("token_kind",), CLASSES, ""),
         },
     )
@@ -85,3 +86,13 @@ def test_every_measure_is_drawn_and_saved(tokens, measure: str):
 def test_other_measures_are_refused(tokens):
     with pytest.raises(InputError, match="one of nonlinearity"):
         microscope_chart(tokens, measure="size", position=0)
+
+
+def test_tokens_without_the_whole_prefix_are_not_compared(tokens):
+    assert first_compared(tokens, "relative") == 1
+    assert first_compared(tokens, "recovered") == 2
+    assert first_compared(tokens.isel(position=slice(4)), "recovered") == 1
+    tokens["recovered"][:, 1] = 30.0
+    assert made(tokens, measure="recovered")[0]["value"]["range"][1] < 10
+    wanted = tokens.recovered.isel(position=[3, 4]).mean("position")
+    assert class_means(tokens, "recovered")["content word"] == pytest.approx(wanted.to_numpy())
