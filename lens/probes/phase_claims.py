@@ -200,6 +200,8 @@ CLAIMS: tuple[Claim, ...] = (
           7.2, 5.0, _above(_THREE, _SCALED), saved=True),
     Claim("They beat one with their own embedding, too", OURS, "RoPE only, no √d", "% of perplexity saved",
           np.nan, 5.0, _above(_THREE, _ROPE), saved=True),
+    Claim("RoPE only gains as much by leaving √d out", OURS, "RoPE only, embedding × √d", "% of perplexity saved",
+          np.nan, 5.0, _above(_ROPE, _SCALED), saved=True),
     Claim("The multiplier √d explains the gap", OURS, "RoPE only, with and without √d", "share of the gap closed without √d",
           np.nan, 0.9, closed_gap),
     Claim("Rotation of the stream carries the model", PAPER, "no rotation", "% of perplexity lost",
