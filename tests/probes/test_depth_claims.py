@@ -26,6 +26,8 @@ from lens.probes.depth_claims import (
     turns,
 )
 from lens.probes.depth_edits import depth_edits
+from lens.probes.depth_record import DOCUMENTS as DOCUMENTS_READ
+from lens.probes.depth_record import TOKENS, shipped_depth_claims
 
 DOCUMENTS = [Document(" ".join(f"w{(7 * i + 11 * n * n) % 120}" for i in range(40))) for n in range(5)]
 
@@ -115,3 +117,19 @@ def test_charts_show_the_means(claims):
     assert shares["series"][0]["values"] == pytest.approx(
         claims.active_share.sel(share=0.5).mean("document").to_numpy(), rel=1e-3
     )
+
+
+def test_the_record_is_of_smollm2_and_finds_its_massive_channel():
+    record = shipped_depth_claims()
+    assert record.attrs["model"] == "smollm2-135m"
+    assert record.attrs["command"].startswith("python -m lens.probes.depth_record")
+    assert record.attrs["tokens"] == TOKENS
+    assert record.sizes["block"] == 30
+    assert record.sizes["document"] == DOCUMENTS_READ
+    middle_layers = record.sel(layer=slice(12, 28), size_rank=1)
+    assert (middle_layers.largest_channel == 507).all()
+    assert (middle_layers.largest_position == 0).all()
+    assert not np.isnan(record.loss_after.sel(edit=["removed", "replaced"])).any()
+    rows = {row["claim"]: row["verdict"] for row in depth_verdicts(record)}
+    assert rows["Without them a model breaks"] == rows["As constants they do as well"] == "holds"
+    assert "untested" not in rows.values()
