@@ -30,6 +30,7 @@ _MODULES = (
     "phase_view",
     "phase_wheel",
     "rank_collapse",
+    "relations",
     "rope_base",
     "rope_bounds",
     "rope_explorer",

@@ -71,24 +71,34 @@ class Continuation:
     # -- products with the Jacobian -----------------------------------------------------------------
 
     def pull_back(
-        self, directions: Float[Tensor, "direction d"], check: Callable[[], None] | None = None
+        self,
+        directions: Float[Tensor, "direction d"],
+        layers: Sequence[int] | None = None,
+        check: Callable[[], None] | None = None,
     ) -> Float[Tensor, "layer direction d"]:
-        """Row vectors times the Jacobian of `output` by the token's state, at every layer at once.
+        """Row vectors times the Jacobian of `output` by the token's state, at several layers at once.
 
         Args:
             directions: in the output's space; the identity matrix gives the Jacobians themselves.
+            layers: which, by default all; the walk ends at the lowest.
             check: called before every 64 directions; raising from it stops.
+
+        Raises:
+            InputError: no such layer.
 
         Returns:
             `directions @ J[layer]`, in the model's dtype. At the last layer the output *is* the state of the last token: the
             identity where the prompt ends with the token, zero elsewhere.
         """
-        found = []
+        shown = range(self.model.n_layers + 1) if layers is None else layers
+        for layer in shown:
+            self._require_layer(layer)
+        wanted, found = [self._stream[layer] for layer in shown], []
         with self.model.lock.hold("taking gradients of the end of a prompt"), _plain(self.model), torch.enable_grad():
             for some in directions.to(self._end).split(_AT_ONCE):
                 if check is not None:
                     check()
-                rows = torch.autograd.grad(self._end, self._stream, some, retain_graph=True, is_grads_batched=True)
+                rows = torch.autograd.grad(self._end, wanted, some, retain_graph=True, is_grads_batched=True)
                 found.append(torch.stack([row[:, 0, self._place] for row in rows]))
         return torch.cat(found, dim=1)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lens.panels.phase_training import PhaseTraining as PhaseTraining
     from lens.panels.phase_view import PhaseView as PhaseView
     from lens.panels.phase_wheel import PhaseWheel as PhaseWheel
+    from lens.panels.relations import Relations as Relations
     from lens.panels.rope_base import RopeBase as RopeBase
     from lens.panels.rope_bounds import RopeBounds as RopeBounds
     from lens.panels.rope_explorer import RopeExplorer as RopeExplorer
@@ -38,6 +39,7 @@ _PUBLIC = {
     "DepthLab": "depth_lab",
     "LayerLinearity": "layer_linearity",
     "RotationDrift": "rotation_drift",
+    "Relations": "relations",
     "RopeExplorer": "rope_explorer",
     "RopeBounds": "rope_bounds",
     "RopeBase": "rope_base",

@@ -22,7 +22,7 @@ LRE = "Hernandez et al., arXiv 2308.09124"
 FAITHFUL = 0.6  # share of subjects from which the paper calls a relation linearly decoded
 
 
-def wilson_interval(hits: float, count: int, *, level: float = 0.95) -> tuple[float, float]:
+def wilson_interval(hits: float | int, count: int, *, level: float = 0.95) -> tuple[float, float]:
     """Confidence interval of a share, from how often something happened in how many independent trials.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
@@ -45,26 +45,25 @@ def relation_shares(study: xr.Dataset) -> xr.Dataset:
         study: from `relation_layers`.
 
     Returns:
-        Dataset with `agreement`, `agreement_low`, `agreement_high` `[method, layer]` and `reached`, `reached_low`,
+        Dataset with `agreement`, `agreement_low`, `agreement_high` `[predictor, layer]` and `reached`, `reached_low`,
         `reached_high` `[edit_method, edit_layer]`, all in 0 … 1. Edits of one subject depend on each other, so that
         subjects are what the intervals count.
     """
     count = study.sizes["subject"]
+    reached = study.says_target.mean("edit").transpose("edit_method", "edit_layer")
     found: dict[str, Any] = {}
-    for name, values, label in (
-        ("agreement", study.agrees.mean("subject"), "share of subjects on which a method agrees with the model"),
-        (
-            "reached",
-            study.says_target.mean("edit").transpose("edit_method", "edit_layer"),
-            "share of edits that reach their target",
-        ),
+    for name, shares, label in (
+        ("agreement", study.agrees.mean("subject"), "share of subjects on which a predictor agrees with the model"),
+        ("reached", reached, "share of edits that reach their target"),
     ):
-        ends = np.array([wilson_interval(share * count, count) for share in values.to_numpy().ravel()])
-        for part, numbers in (("", values.to_numpy()), *((f"_{end}", ends[:, i].reshape(values.shape)) for i, end in
-                                                         enumerate(("low", "high")))):  # fmt: skip
-            found[f"{name}{part}"] = variable(tuple(map(str, values.dims)), numbers, label)
-    kept = ("chosen_layer", "chosen_edit_layer")
-    return xr.Dataset({**found, **{name: study[name] for name in kept}}, attrs=study.attrs)
+        dims, values = tuple(map(str, shares.dims)), shares.to_numpy()
+        ends = np.array([wilson_interval(share * count, count) for share in values.ravel()]).reshape((*values.shape, 2))
+        found[name] = variable(dims, values, label)
+        found[f"{name}_low"] = variable(dims, ends[..., 0], f"{label}, lower end")
+        found[f"{name}_high"] = variable(dims, ends[..., 1], f"{label}, upper end")
+    chosen = {name: study[name].variable for name in ("chosen_layer", "chosen_edit_layer")}
+    coordinates = {name: study[name].variable for name in ("layer", "predictor", "edit_layer", "edit_method")}
+    return xr.Dataset({**found, **chosen}, coordinates, study.attrs)
 
 
 def relation_table(studies: Mapping[str, xr.Dataset]) -> xr.Dataset:
@@ -100,13 +99,13 @@ def _row(study: xr.Dataset) -> dict[str, float]:
     layer, edit = int(study.chosen_layer), int(study.chosen_edit_layer)
     shares = relation_shares(study)
     here, edits = shares.sel(layer=layer), shares.sel(edit_layer=edit)
-    maps = shares.agreement.sel(method="map")
+    maps = shares.agreement.sel(predictor="map")
     row = {"known": float(study.attrs["known"]), "asked": float(study.attrs["asked"])}
     for end in ("", "_low", "_high"):
-        row[f"faithfulness{end}"] = float(here[f"agreement{end}"].sel(method="map"))
+        row[f"faithfulness{end}"] = float(here[f"agreement{end}"].sel(predictor="map"))
         row[f"causality{end}"] = float(edits[f"reached{end}"].sel(edit_method="inverse"))
     for method in ("translation", "regression", "logit lens", "other subject", "constant"):
-        row[method.replace(" ", "_")] = float(here.agreement.sel(method=method))
+        row[method.replace(" ", "_")] = float(here.agreement.sel(predictor=method))
     for method in ("substitution", "output difference", "random direction"):
         row[method.replace(" ", "_")] = float(edits.reached.sel(edit_method=method))
     row |= {

@@ -18,6 +18,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from lens.base.errors import InputError
 from lens.base.provenance import library_versions
 from lens.models.model import Model
 from lens.probes.dataset import texts, variable
@@ -36,7 +37,7 @@ from lens.probes.relation_map import (
 )
 from lens.probes.relations import Answer, RelationTask, stacked
 
-METHODS = ("map", "logit lens", "translation", "regression", "other subject", "constant")
+PREDICTORS = ("map", "logit lens", "translation", "regression", "other subject", "constant")
 EDITS = ("inverse", "substitution", "output difference", "random direction")
 _TARGETS = 2  # other answers that each subject is edited towards
 Check = Callable[[], None] | None
@@ -66,7 +67,7 @@ def relation_layers(
     Returns:
         Dataset over `layer`, `edit_layer`, `subject` (of the tests) and more:
 
-        - `agrees[method, layer, subject]`: 1 where the method's top token is the model's. `map` is `β·W·s + b`; `logit lens`
+        - `agrees[predictor, layer, subject]`: 1 where its top token is the model's. `map` is `β·W·s + b`; `logit lens`
           reads the subject's state, `translation` adds the examples' mean of o − s to it, `regression` is the least-squares map
           of smallest norm through the examples, `other subject` reads the map of another test's state, `constant` the mean
           last state of the examples;
@@ -85,7 +86,7 @@ def relation_layers(
         - scalars `chosen_layer`, `chosen_edit_layer`, `known`, `asked`.
 
     Raises:
-        InputError: no such layer.
+        InputError: no such layer, or one answer for all subjects.
     """
     return study_relation(model, task, layers=layers, edit_layers=edit_layers, products=products, other=other, check=check)[0]
 
@@ -105,7 +106,7 @@ def study_relation(
     some = [layer for layer in shown if layer % 6 == 3] or shown[-1:]
     edited = some if edit_layers is None else [int(layer) for layer in edit_layers]
     states, outputs = stacked([*task.everything, *other])
-    means = mean_jacobians(model, task.examples, states, shown, products, check)
+    means = mean_jacobians(model, task.examples, states, shown, products, inverted=edited, check=check)
     work = _Work(model, task, tuple(other), states, outputs, means, check)
     facts = _facts(work, products)
     found = xr.Dataset({**_agreement(work, shown), **_edits(work, edited)}, _coordinates(work, shown, edited), facts)
@@ -183,7 +184,7 @@ def _agreement_variables(
     agrees = np.array(rows["agrees"]).transpose(1, 0, 2).astype(int)
     label = "log probability under the map"
     found = {
-        "agrees": variable(("method", "layer", "subject"), agrees, "the method's top token is the model's"),
+        "agrees": variable(("predictor", "layer", "subject"), agrees, "the predictor's top token is the model's"),
         "prefix": variable(("layer", "subject"), np.array(rows["prefix"]).astype(int), "the map's top token begins the object"),
         "word": texts(("layer", "subject"), rows["word"], "top token of the map"),
         "model_word": texts(("subject",), [model.vocabulary[i] for i in said], "top token of the model"),
@@ -211,7 +212,7 @@ def _beta_curve(work: _Work, layer: int) -> dict[str, Any]:
 
 
 def _baselines(work: _Work, layer: int, predicted: Tensor) -> list[Tensor]:
-    """Last states that other ways than the map give for the tests, in the order of `METHODS`."""
+    """Last states that other ways than the map give for the tests, in the order of `PREDICTORS`."""
     n, tests = work.examples, work.tests
     state, output = work.states[:, layer], work.outputs
     shift = (output[:n] - state[:n]).mean(0)
@@ -236,12 +237,15 @@ def begins(piece: str, answer: str) -> bool:
 
 
 def _edits(work: _Work, layers: Sequence[int]) -> dict[str, Any]:
+    pairs = _targets([one.token for one in work.task.tests], _TARGETS)
+    if not pairs or not _targets([one.token for one in work.task.examples], 1):
+        found = f"The model has one answer for all subjects of {work.task.relation.name!r}"
+        raise InputError(found, "two or more, so that one can be edited into another", "another relation")
     factors = {layer: work.means[layer].singular_vectors() for layer in layers}
     ranks = [rank for rank in RANKS if all(_usable(values) >= rank for _, values, _ in factors.values())] or [1]
     tried = _example_edits(work, factors, ranks)
     chosen = {layer: ranks[best(tried[layer])] for layer in layers}
     place = best([max(tried[layer]) for layer in layers])
-    pairs = _targets([one.token for one in work.task.tests], _TARGETS)
     says, size = _test_edits(work, factors, chosen, pairs)
     shares = np.array([[share for share, _ in tried[layer]] for layer in layers])
     stable = [float((values.double() ** 2).sum() / values[0].double() ** 2) for _, values, _ in factors.values()]
@@ -340,7 +344,7 @@ def _coordinates(work: _Work, layers: Sequence[int], edited: Sequence[int]) -> d
     return {
         "layer": variable(("layer",), np.array(layers), "layer of the subject's state"),
         "edit_layer": variable(("edit_layer",), np.array(edited), "layer of the edited state"),
-        "method": texts(("method",), METHODS, "what stands for the model"),
+        "predictor": texts(("predictor",), PREDICTORS, "what stands for the model"),
         "edit_method": texts(("edit_method",), EDITS, "how the state is changed"),
         "tried_beta": variable(("tried_beta",), np.array(BETAS), "factor of W"),
         "candidate_text": texts(("candidate",), [words[i] for i in _candidates(work.model, task)], "first token of an object"),

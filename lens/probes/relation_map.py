@@ -208,7 +208,7 @@ def fit_relation_map(
         InputError: no such layer.
     """
     states, outputs = stacked(task.everything)
-    mean = mean_jacobians(model, task.examples, states, [layer], products, check)[layer]
+    mean = mean_jacobians(model, task.examples, states, [layer], products, check=check)[layer]
     n = len(task.examples)
     left_over = outputs[:n] - mean.moved[range(n), range(n)]
     left, values, right = mean.singular_vectors()
@@ -228,18 +228,24 @@ class MeanJacobian:
 
     Attributes:
         span: `[d, k]`, orthonormal.
-        rows: `[k, d]`.
+        rows: `[k, d]`, or None where only the subjects' states were carried.
         moved: `[example, subject, d]`, every example's own Jacobian times every subject's state.
         cosine: mean cosine between the Jacobians of two examples, as far as the span holds them.
     """
 
     span: Float[Tensor, "d k"]
-    rows: Float[Tensor, "k d"]
+    rows: Float[Tensor, "k d"] | None
     moved: Float[Tensor, "example subject d"]
     cosine: float
 
     def singular_vectors(self) -> tuple[Float[Tensor, "d j"], Float[Tensor, " j"], Float[Tensor, "j d"]]:
-        """Left vectors, values and right vectors, from a factorisation in float64."""
+        """Left vectors, values and right vectors, from a factorisation in float64.
+
+        Raises:
+            InputError: only the subjects' states were carried.
+        """
+        if self.rows is None:
+            raise InputError("Only subjects' states were carried at this layer", "a map with its rows", "inverted=[layer]")
         left, values, right = torch.linalg.svd(self.rows.double(), full_matrices=False)
         return self.span @ left.to(self.span), values.to(self.span), right.to(self.span)
 
@@ -250,9 +256,14 @@ def mean_jacobians(
     states: Float[Tensor, "subject layer d"],
     layers: Sequence[int],
     products: int | None,
+    *,
+    inverted: Sequence[int] | None = None,
     check: Callable[[], None] | None = None,
 ) -> dict[int, MeanJacobian]:
     """Mean Jacobians at several layers, see `fit_relation_map`.
+
+    By products, `inverted` names the layers where the map itself is wanted (by default all); at the others the subjects' states
+    are all that is carried, which is enough to know what the map says of them.
 
     Memory: `2 · layers · d²` values for whole Jacobians, `layers · d · (subjects + products)` by products; and the graphs of the
     few last tokens of every example.
@@ -266,7 +277,8 @@ def mean_jacobians(
     if products is None:
         return _whole(model, examples, states, layers, check)
     ends = [continuation(model, one) for one in examples]
-    return {layer: _by_products(ends, states[:, layer], layer, products, check) for layer in layers}
+    full = layers if inverted is None else inverted
+    return {layer: _by_products(ends, states[:, layer], layer, products if layer in full else 0, check) for layer in layers}
 
 
 def _whole(
@@ -276,7 +288,7 @@ def _whole(
     total, directions = (states.new_zeros(len(layers), model.d_model, model.d_model) for _ in range(2))
     moved = []
     for one in examples:
-        found = continuation(model, one).pull_back(identity, check)[list(layers)]
+        found = continuation(model, one).pull_back(identity, layers, check)
         total += found
         directions += found / found.norm(dim=(1, 2), keepdim=True)
         moved.append(torch.einsum("lij,slj->lsi", found, states[:, list(layers)]))
@@ -294,7 +306,9 @@ def _by_products(
     random = torch.randn(products, states.shape[1], generator=torch.Generator().manual_seed(0)).to(states)
     moved = torch.stack([one.push_forward(layer, torch.cat([states, random]), check) for one in ends])
     span = torch.linalg.qr(moved.mean(0).T.double())[0].to(states)
-    rows = torch.stack([one.pull_back(span.T, check)[layer] for one in ends])
+    if not products:
+        return MeanJacobian(span, None, moved, float("nan"))
+    rows = torch.stack([one.pull_back(span.T, [layer], check)[0] for one in ends])
     directions = (rows / rows.norm(dim=(1, 2), keepdim=True)).sum(0)
     n = len(ends)
     return MeanJacobian(span, rows.mean(0), moved[:, : len(states)], float((directions.norm() ** 2 - n) / (n * (n - 1))))

@@ -23,6 +23,9 @@ from lens.probes.relation_map import RelationMap, load_relation_map
 from lens.probes.relations import other_template, relation_task, relations
 
 MODEL = "smollm2-135m"
+WHOLE = ("country: capital",)
+LAYERS, EDIT_LAYERS = (3, 9, 15, 21, 27, 29), (9, 15)  # of the others
+PRODUCTS = 64
 _DIGITS = 3  # of log probabilities
 
 
@@ -43,7 +46,8 @@ def record_relations(folder: Path | str, model: Model, names: Iterable[str] | No
         if path.exists():
             continue
         task = relation_task(model, name)
-        found, editing = study_relation(model, task, other=other_template(model, task, 1))
+        few = {} if name in WHOLE else {"layers": LAYERS, "edit_layers": EDIT_LAYERS, "products": PRODUCTS}
+        found, editing = study_relation(model, task, other=other_template(model, task, 1), **few)
         found = found.assign_attrs(date=datetime.datetime.now(datetime.UTC).date().isoformat(), command=_COMMAND)
         editing.save(path.with_suffix(".safetensors"), torch.bfloat16)
         with atomic_file(path) as temporary:
@@ -65,27 +69,29 @@ def slug(name: str) -> str:
 
 
 def relation_record() -> dict[str, xr.Dataset]:
-    """What `relation_layers` gave for every relation of the package on SmolLM2-135M-Instruct, by name; shipped."""
-    found = {}
-    for name in relations():
-        entry = resources.files("lens.records") / f"relation-{slug(name)}.nc"
-        if entry.is_file():
-            with resources.as_file(entry) as path, xr.open_dataset(path, engine="h5netcdf") as stored:
-                found[name] = stored.load()
-    return found
+    """What `relation_layers` gave for relations of the package on SmolLM2-135M-Instruct, by name; shipped."""
+    found = {name: _stored(name) for name in relations()}
+    return {name: study for name, study in found.items() if study is not None}
+
+
+def _stored(name: str) -> xr.Dataset | None:
+    entry = resources.files("lens.records") / f"relation-{slug(name)}.nc"
+    if not entry.is_file():
+        return None
+    with resources.as_file(entry) as path, xr.open_dataset(path, engine="h5netcdf") as stored:
+        return stored.load()
 
 
 def shipped_relation(model: Model, name: str) -> tuple[xr.Dataset, RelationMap] | None:
     """The shipped record of a relation and its editing map for this very model, or None."""
-    entry = resources.files("lens.records") / f"relation-{slug(name)}.safetensors"
-    if not entry.is_file():
+    study = _stored(name)
+    if study is None:
         return None
     try:
-        with resources.as_file(entry) as path:
-            editing = load_relation_map(path, model)
+        with resources.as_file(resources.files("lens.records") / f"relation-{slug(name)}.safetensors") as path:
+            return study, load_relation_map(path, model)
     except InputError:  # of another model
         return None
-    return relation_record()[name], editing
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def test_wilson_interval():
 
 @pytest.fixture(scope="module")
 def study() -> xr.Dataset:
-    model = small_model(seed=2)
+    model = small_model()
     return relation_layers(model, small_task(model), edit_layers=[1, 2])
 
 
@@ -39,8 +39,8 @@ def test_a_table_has_what_the_examples_chose(study):
     table = relation_table({"one": study, "other": study})
     layer = int(study.chosen_layer)
     assert table.relation.to_numpy().tolist() == ["one", "other"]
-    assert float(table.faithfulness[0]) == pytest.approx(float(study.agrees.sel(method="map", layer=layer).mean()))
-    assert float(table.best_layer[0]) == pytest.approx(float(study.agrees.sel(method="map").mean("subject").max()))
+    assert float(table.faithfulness[0]) == pytest.approx(float(study.agrees.sel(predictor="map", layer=layer).mean()))
+    assert float(table.best_layer[0]) == pytest.approx(float(study.agrees.sel(predictor="map").mean("subject").max()))
     assert np.isnan(table.other_template).all()
     with pytest.raises(InputError, match="no study"):
         relation_table({})

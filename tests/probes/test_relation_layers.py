@@ -9,7 +9,7 @@ import torch
 from lens.base.errors import InputError
 from lens.models.edits.order import change_states
 from lens.probes.relation_edit import edited_words
-from lens.probes.relation_layers import EDITS, METHODS, begins, relation_layers, study_relation
+from lens.probes.relation_layers import EDITS, PREDICTORS, begins, relation_layers, study_relation
 from lens.probes.relation_map import fit_relation_map, read
 from lens.probes.relations import stacked
 from tests.probes.relation_toys import PAIRS, small_model, small_task, taken_as_right
@@ -17,7 +17,7 @@ from tests.probes.relation_toys import PAIRS, small_model, small_task, taken_as_
 
 @pytest.fixture(scope="module")
 def model():
-    return small_model(seed=2)
+    return small_model()
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_the_map_is_that_of_a_fit_at_its_layer(model, task, studied):
         score = single.score(model, task)
         here = found.sel(layer=layer)
         assert float(here.beta) == single.beta
-        assert (score.agrees.to_numpy() == here.agrees.sel(method="map").to_numpy()).all()
+        assert (score.agrees.to_numpy() == here.agrees.sel(predictor="map").to_numpy()).all()
         assert score.word.to_numpy().tolist() == here.word.to_numpy().tolist()
 
 
@@ -54,10 +54,10 @@ def test_baselines(model, task, studied):
     }
     for method, given in expected.items():
         agrees = read(model, given, said.tolist())[0] == said
-        assert (found.agrees.sel(method=method, layer=1).to_numpy() == agrees).all()
+        assert (found.agrees.sel(predictor=method, layer=1).to_numpy() == agrees).all()
     turned = found.word.sel(layer=1).to_numpy()[[-1, *range(len(said) - 1)]]
     same = (turned == found.model_word.to_numpy()).astype(int)
-    assert (found.agrees.sel(method="other subject", layer=1).to_numpy() == same).all()
+    assert (found.agrees.sel(predictor="other subject", layer=1).to_numpy() == same).all()
 
 
 def test_a_regression_through_its_examples_is_exact_on_them(model, task):
@@ -65,7 +65,7 @@ def test_a_regression_through_its_examples_is_exact_on_them(model, task):
     from dataclasses import replace
 
     known = relation_layers(model, replace(task, tests=task.examples), layers=[1], edit_layers=[1])
-    assert known.agrees.sel(method="regression", layer=1).to_numpy().all()
+    assert known.agrees.sel(predictor="regression", layer=1).to_numpy().all()
 
 
 def test_edits_are_those_of_a_live_model(model, task, studied):
@@ -98,7 +98,7 @@ def test_targets_have_other_answers():
 
 def test_labels(studied, model):
     found, _ = studied
-    assert found.method.to_numpy().tolist() == list(METHODS)
+    assert found.predictor.to_numpy().tolist() == list(PREDICTORS)
     assert found.edit_method.to_numpy().tolist() == list(EDITS)
     assert found.sizes["other_subject"] == 3
     assert found.attrs["known"] == found.sizes["subject"] == 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,20 +26,21 @@ def task(model):
     return small_task(model)
 
 
-@pytest.fixture(scope="module")
-def affine(model):
+@pytest.fixture
+def affine():
     """A model of affine blocks, asked at the end of prompts that end with the subject: the map is the model."""
+    model = small_model()
     generator = torch.Generator().manual_seed(1)
     matrices = [torch.linalg.qr(torch.randn(32, 32, generator=generator))[0] for _ in range(3)]
     with ExitStack() as stack:
         for block, matrix in enumerate(matrices):
             stack.enter_context(replace_block(model, block, lambda x, m=matrix, b=block: 2 * x @ m + b))
         asked = small_task(model, template=2)
-        yield asked, fit_relation_map(model, asked, 1, products=None, beta=1.0, rank=32), matrices
+        yield model, asked, fit_relation_map(model, asked, 1, products=None, beta=1.0, rank=32), matrices
 
 
-def test_of_an_affine_model_the_map_is_exact(affine, model):
-    task, found, matrices = affine
+def test_of_an_affine_model_the_map_is_exact(affine):
+    model, task, found, matrices = affine
     weight = 4 * (matrices[1] @ matrices[2]).T
     assert torch.allclose(found.left * found.values @ found.right, weight, atol=1e-4)
     assert torch.allclose(found.bias, 2 * torch.ones(32) @ matrices[2] + 2, atol=1e-4)
@@ -47,17 +49,17 @@ def test_of_an_affine_model_the_map_is_exact(affine, model):
     assert found.score(model, task).agrees.to_numpy().all()
 
 
-def test_there_an_edit_of_full_rank_hits_its_target(affine, model):
-    task, found, _ = affine
+def test_there_an_edit_of_full_rank_hits_its_target(affine):
+    model, task, found, _ = affine
     one, other = task.tests[0], task.tests[1]
     change = found.edit(other.output - one.output)
     given = continuation(model, one).outputs(1, (one.states[1] + change)[None])[0]
     assert torch.allclose(given, other.output, rtol=1e-3, atol=1e-3)
 
 
-def test_there_one_direction_for_each_subject_is_enough(affine, model):
+def test_there_one_direction_for_each_subject_is_enough(affine):
     """On the subjects' own states a fit by products is exact however few directions are beside them."""
-    task, whole, _ = affine
+    model, task, whole, _ = affine
     found = fit_relation_map(model, task, 1, products=1, beta=1.0)
     states, _ = stacked(task.everything)
     assert torch.allclose(found(states[:, 1]), whole(states[:, 1]), rtol=1e-4, atol=1e-3)
@@ -118,8 +120,6 @@ def test_read_gives_top_tokens_and_log_probabilities(model):
 
 
 def test_the_factor_is_chosen_without_the_tests(model, task):
-    from dataclasses import replace
-
     blind = replace(task, tests=tuple(replace(one, token=0, expected=0) for one in task.tests))
     assert fit_relation_map(model, blind, 1, products=4).beta == fit_relation_map(model, task, 1, products=4).beta
 

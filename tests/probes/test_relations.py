@@ -52,20 +52,19 @@ def test_pairs_that_are_answered_wrongly_do_not_count():
 
 
 def test_a_task_of_a_model_that_says_one_word():
-    """A relation with one object for all: once it is shown, pairs that get it are examples and tests, others are left out."""
-    model = small_model(seed=3)
-    word = model.vocabulary[answer(model, RELATION, PAIRS[0], ()).token].strip()
-    same = Relation("one: word", "one", "word", ("w1 {} w2", "{}"), tuple((f"w{i}", word) for i in range(5, 45)))
-    right = [answer(model, same, pair, same.pairs[:3]).right for pair in same.pairs[3:]]
-    assert sum(right) > 0
+    """A relation with one object for all: some pairs get it and are examples and tests, others are left out."""
+    model = small_model()
+    word = model.vocabulary[answer(model, RELATION, PAIRS[0], PAIRS[1:3]).token].strip()
+    same = Relation("one: word", "one", "word", ("w1 {} w2",), tuple((f"w{i}", word) for i in range(5, 45)))
     task = relation_task(model, same, examples=2)
     assert len(task.examples) == 2
+    assert task.asked == 38
+    assert 2 <= len(task.tests) < 38
     assert all(one.right for one in task.everything)
-    assert len({one.pair for one in task.everything}) == len(task.everything)
-    assert task.asked == len(same.pairs) - 2
-    other = other_template(model, task, 1)
-    assert {one.pair for one in other} <= {one.pair for one in task.tests}
-    assert all(one.right and one.token_ids[-1] == model.encode_bare(one.pair[0])[-1] for one in other)
+    shown = [one.pair for one in task.examples]
+    assert all(answer(model, same, pair, shown).right == (pair in [one.pair for one in task.tests])
+               for pair in same.pairs if pair not in shown)  # fmt: skip
+    assert [one.pair for one in other_template(model, task, 0, most=5)] == [one.pair for one in task.tests[:5]]
 
 
 def test_refusals():
