@@ -195,10 +195,11 @@ class TokenMicroscope(TextPanel):
 
     def _chosen(self, selected: Mapping[str, Any]) -> dict[str, Any]:
         """A click in the map chooses token and depth, one on a curve the depth."""
-        if "depth" in selected and int(selected["depth"]) != self._view["layer"]:
-            return {"layer": int(selected["depth"])}
-        position, layer = selected.get("tokens", (self._view["position"], self._view["layer"]))
-        return {"position": int(position), "layer": int(layer)}
+        here = [self._view["position"], self._view["layer"]]
+        position, layer = selected.get("tokens", here)
+        if [position, layer] != here:
+            return {"position": int(position), "layer": int(layer)}
+        return {"layer": int(selected["depth"])} if "depth" in selected else {}
 
 
 def _end(tokens: xr.Dataset, means: np.ndarray, position: int) -> dict[str, Any]:

@@ -70,11 +70,14 @@ def test_every_measure_is_that_of_its_probe(panel):
 
 def test_a_view_is_changed_without_a_computation(panel):
     before = panel.tokens
-    panel.chart.selected = {"tokens": [5, 2], "depth": 1}
-    assert panel.summary()["selected"]["position"] != 5 or panel.summary()["selected"]["block"] == 2
-    panel.chart.selected = {"tokens": [5, 2], "depth": 2}
+    panel.set(position=4, layer=0)
+    panel.chart.selected = {"tokens": [5, 2], "depth": 0}
     assert panel.summary()["selected"]["position"] == 5
-    assert panel.summary()["selected"]["block"] == 2
+    assert panel.chart.selected == {"tokens": [5, 2], "depth": 2}
+    panel.chart.selected = {"tokens": [5, 2], "depth": 1}
+    assert panel.summary()["selected"]["block"] == 1
+    assert panel.chart.selected == {"tokens": [5, 1], "depth": 1}
+    panel.set(layer=2)
     panel._controls["measure"].value = "recovered"
     assert panel.summary()["selected"]["layer"] == 2
     assert panel.tokens is before
