@@ -205,7 +205,7 @@ class PhaseTraining(ChartPanel):
         self._queue.clear()
         current = self._current
         super().close()
-        for training in self._trainings:
+        for training in list(self._trainings):
             training.leave(self._tell)
         if current is not None and not current.wanted:
             current.wait()
@@ -236,6 +236,7 @@ class PhaseTraining(ChartPanel):
                 self._current = training
             elif training not in self._queue:
                 self._queue.append(training)
+        self._advance(training)  # it may have been finished before, or have ended already
         return True
 
     def _halt(self) -> BackgroundTraining | None:
@@ -280,11 +281,12 @@ class PhaseTraining(ChartPanel):
         self._choose_focus(choice, training)
         course, record = self._shown_course()
         others = [one for one in self._beside(course) if paired(one, course) and one.attrs["title"] != course.attrs["title"]]
-        running = None if self._current is None else (self._trainings[self._current].title, self._current)
+        current, waiting = self._current, list(self._queue)
+        running = None if current is None else (self._trainings[current].title, current)
         pace, here = self._pace()
         return _Result(
             choice, job.settings["seed"], training, course, record, paired_training([course, *others[: MOST_RUNS - 1]]), running,
-            tuple(self._trainings[one].title for one in self._queue), pace, here, problem or self._failed(training),
+            tuple(self._trainings[one].title for one in waiting), pace, here, problem or self._failed(training),
         )  # fmt: skip
 
     def _choose_focus(self, choice: PhaseChoice | None, training: BackgroundTraining | None) -> None:
@@ -309,7 +311,7 @@ class PhaseTraining(ChartPanel):
 
     def _beside(self, course: xr.Dataset) -> list[xr.Dataset]:
         """Everything that may be paired with a course: what was trained here, the newest first, and the shipped controls."""
-        here = [found for one in reversed(self._trainings) if (found := self._course(one)) is not None]
+        here = [found for one in reversed(list(self._trainings)) if (found := self._course(one)) is not None]
         if course.attrs["steps"] != 800:
             return here
         taken = {one.attrs["title"] for one in here}
@@ -337,7 +339,7 @@ class PhaseTraining(ChartPanel):
 
     def _pace(self) -> tuple[float | None, bool]:
         """Seconds for a step of what was trained here last; until then that of the shipped record."""
-        here = [one.pace for one in reversed(self._trainings) if one.pace is not None]
+        here = [one.pace for one in reversed(list(self._trainings)) if one.pace is not None]
         if here:
             return here[0], True
         family = self._shipped()

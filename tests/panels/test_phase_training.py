@@ -122,6 +122,9 @@ def test_training_in_the_panel_is_the_librarys_and_grows_step_by_step(panel: Pha
     assert (summary["state"], summary["done"], summary["updates"]) == ("finished", STEPS, STEPS)
     assert panel._stop.disabled
     assert panel._start.description == "Trained"
+    panel.start()  # has nothing to do, and keeps nobody waiting
+    assert panel.summary()["state"] == "finished"
+    assert panel._stop.disabled
     np.testing.assert_array_equal(panel.course["train_loss"], [step.loss for step in first.steps])
     assert panel.course["test_loss"].to_numpy().tolist() == first.results["test_loss"]["made up"]
 
