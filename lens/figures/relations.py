@@ -47,11 +47,11 @@ def _layers(shares: xr.Dataset) -> dict[str, Any]:
 
 def _words(words: xr.Dataset, layer: int) -> dict[str, Any]:
     """The same words whatever the layer, so that the rows stay while it moves."""
-    weight = words.model + words.edited + words.map.fillna(0).mean("layer")
+    weight = words.model + words.edited + words.mapped.fillna(0).mean("layer")
     shown = words.isel(token=np.argsort(-weight.to_numpy(), kind="stable")[:_ROWS])
     found = [
         series("model", shown.model, colour=BLUE),
-        series(f"linear map, layer {layer}", shown.map.sel(layer=layer), colour=GREEN),
+        series(f"linear map, layer {layer}", shown.mapped.sel(layer=layer), colour=GREEN),
         series("model, edited", shown.edited, colour=ORANGE),
     ]
     return bars(

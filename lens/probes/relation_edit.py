@@ -42,7 +42,7 @@ def edited_words(
 
     Returns:
         Dataset over `token` (first tokens of all objects, and the model's five likeliest, before and after; `token_text`,
-        `token_id`): probabilities `model`, `edited`, and `map[layer, token]`, NaN where the study did not keep it. Scalars
+        `token_id`): probabilities `model`, `edited`, and `mapped[layer, token]`, NaN where the study did not keep it. Scalars
         `said` and `says` (the top token before and after), `edit_size` (length of the change over that of the state).
 
     Raises:
@@ -71,7 +71,7 @@ def edited_words(
         {
             "model": variable(("token",), plain.cpu()[places], "probability"),
             "edited": variable(("token",), edited.cpu()[places], "probability in the edited model"),
-            "map": variable(("layer", "token"), mapped, "probability under the map"),
+            "mapped": variable(("layer", "token"), mapped, "probability under the map"),
             "said": texts((), model.vocabulary[int(plain.argmax())], "top token"),
             "says": texts((), model.vocabulary[int(edited.argmax())], "top token of the edited model"),
             "edit_size": variable((), np.asarray(size), "length of the change over that of the state"),

@@ -34,7 +34,7 @@ def words() -> xr.Dataset:
     model, edited = np.linspace(0, 0.5, 12), np.linspace(0.3, 0, 12)
     mapped = np.tile(np.linspace(0, 1, 12), (4, 1))
     mapped[:, -2:] = np.nan
-    found = {"model": ("token", model), "edited": ("token", edited), "map": (("layer", "token"), mapped)}
+    found = {"model": ("token", model), "edited": ("token", edited), "mapped": (("layer", "token"), mapped)}
     return xr.Dataset(found, {"token_text": ("token", texts), "layer": [0, 1, 2, 3]})
 
 

@@ -123,8 +123,8 @@ def test_words_before_and_after_an_edit(model, task, studied):
     assert torch.allclose(torch.tensor(words.model.to_numpy()), plain[words.token_id.to_numpy()], atol=1e-5)
     assert words.said.item() == model.vocabulary[task.tests[0].token]
     kept = found.sizes["candidate"]
-    assert np.isfinite(words.map[:, :kept]).all()
-    assert np.isnan(words.map[:, kept:]).all()
+    assert np.isfinite(words.mapped[:, :kept]).all()
+    assert np.isnan(words.mapped[:, kept:]).all()
     again = edited_words(model, editing, found, task.tests[0], task.tests[0])
     assert np.allclose(again.edited, again.model, atol=1e-5)
     with pytest.raises(InputError, match="was fitted on"):
