@@ -85,7 +85,7 @@ def depth_curves_chart(claims: xr.Dataset) -> dict[str, Any]:
             found.append(series(words, added.sel(curve=mine).mean("curve"), colour=colour))
     return chart([
         lines("curves", count, found, x_axis=axis("edits at once", "blocks or pairs"),
-              y_axis=axis("added loss", "nats/token", scale="log", range=(0.01, 10.0))),
+              y_axis=axis("added loss", "nats/token", scale="log", range=(0.01, 30.0))),
     ])  # fmt: skip
 
 
