@@ -80,7 +80,7 @@ def channel_sums(runs: Run | Sequence[Run], *, drop_first: bool = True) -> Chann
         runs: one run of any model with an even number of channels, or several, whose tokens count alike.
         drop_first: whether the first token of every text is left out: in many models its state outweighs all others.
 
-    Cost: a product `[d, token] × [token, d]` for each layer. Memory: the states in float64, and two matrices `[d, d]`.
+    Cost: a product `[d, token] × [token, d]` for each layer. Memory: the states in float64 twice, two matrices `[d, d]`.
 
     Raises:
         InputError: as `lens.probes.phases.read_stream`; one token, fewer than eight channels, or a state of zeros.
@@ -89,19 +89,22 @@ def channel_sums(runs: Run | Sequence[Run], *, drop_first: bool = True) -> Chann
     tokens, width = stream.states.shape[1:]
     if tokens < 2 or width < 8:
         raise InputError(f"{tokens} token of {width} channels", "two tokens of eight channels, or more", "a longer text")
-    lengths = stream.states.norm(dim=-1, keepdim=True)
-    if not bool((lengths > 0).all()):
+    if not bool((stream.states.norm(dim=-1) > 0).all()):
         raise InputError("A state is zero", "states with a direction", "other tokens")
-    states = stream.states / lengths * math.sqrt(width)
-    complex_states = torch.view_as_complex(states.unflatten(-1, (-1, 2)).contiguous())
-    turned = [(before.conj() * after).mean(0) for before, after in itertools.pairwise(complex_states)]
+    energy, mean, overlap, turned = [], [], [], []
+    for layer in stream.states:
+        energy.append(_unit(layer).pow(2).mean(0))
+        mean.append(_unit(layer).mean(0))
+    for before, after in itertools.pairwise(map(_unit, stream.states)):  # two layers at a time
+        overlap.append((before * after).mean(0))
+        turned.append((_as_complex(before).conj() * _as_complex(after)).mean(0))
     linked, pairs = _correlations(stream.states, cuts(width))
     module = stream.model.module
     facts = {name: value for name, value in stream.facts.items() if name not in ("phases", "source")}
     return ChannelSums(
-        states.pow(2).mean(1),
-        states.mean(1),
-        (states[:-1] * states[1:]).mean(1),
+        torch.stack(energy),
+        torch.stack(mean),
+        torch.stack(overlap),
         torch.stack(turned),
         _imposed(stream),
         linked,
@@ -180,6 +183,15 @@ _WORDS = {
     "mean": ("mean of a phase, states of root mean square 1", "1"),
     "angle": ("angle between a phase before and after a block", "degrees"),
 }
+
+
+def _unit(states: Float64[Tensor, "token d"]) -> Float64[Tensor, "token d"]:
+    """Of a root mean square of one."""
+    return states / states.norm(dim=-1, keepdim=True) * math.sqrt(states.shape[-1])
+
+
+def _as_complex(states: Float64[Tensor, "token d"]) -> Complex128[Tensor, "token pair"]:
+    return torch.view_as_complex(states.unflatten(-1, (-1, 2)))
 
 
 def _imposed(stream: Stream) -> Complex128[Tensor, "block pair"]:
