@@ -159,7 +159,8 @@ def random_cost(claims: xr.Dataset, count: int = _FIFTH) -> float:
 
 def agreement_of_ranks(claims: xr.Dataset, score: np.ndarray) -> float:
     """Spearman correlation over blocks of a score with what removing each block adds to the loss."""
-    return float(scipy.stats.spearmanr(score, added(claims, "removed")).statistic)
+    found: Any = scipy.stats.spearmanr(score, added(claims, "removed"))
+    return float(found.statistic)
 
 
 def influence(claims: xr.Dataset) -> np.ndarray:
