@@ -24,7 +24,7 @@ from tests.models.families import build
 from tests.training.test_three_phase import made_up
 
 TEXT = TextRecipe(("made up",), vocabulary=300, length=16, windows=2)
-STEPS, PATIENCE = 12, 60
+STEPS, PATIENCE = 7, 60
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_first_sight_is_the_shipped_record_in_words(panel: PhaseTraining):
     assert (summary["shown"], summary["shipped"], summary["state"], summary["error"]) == ("3 phases", True, "new", None)
     assert summary["validation_loss"] == round(last, 3)
     assert summary["says"].startswith(f"In the shipped record 3 phases costs {last:.2f} nats a token")
-    assert "3 phases with 12 updates is not trained yet" in summary["says"]
+    assert "3 phases with 7 updates is not trained yet" in summary["says"]
     gap = float(family["document_loss"].sel(recipe="three-phase-rope-only-scaled").mean()
                 - family["document_loss"].sel(recipe="three-phase-n3").mean())  # fmt: skip
     assert summary["beside"]["RoPE only × √d"]["test_difference"][0] == pytest.approx(gap, abs=1e-4)
@@ -114,7 +114,7 @@ def test_training_in_the_panel_is_the_librarys_and_grows_step_by_step(panel: Pha
         panel.course["validation_loss"][1:], [step.observed["validation_loss"] for step in first.steps[:4]]
     )
     assert panel.chart.spec["plots"][0]["x"]["range"] == [0, STEPS]
-    assert "4 of 12 updates" in chip(panel)
+    assert "4 of 7 updates" in chip(panel)
     assert (panel._start.disabled, panel._stop.disabled) == (True, False)
     gate.open()
     panel.finish()
@@ -143,7 +143,7 @@ def test_stop_and_resume_end_with_the_same_bits(panel: PhaseTraining, gate: Gate
     again = opened()
     summary = again.summary()
     assert (summary["state"], summary["done"], summary["shown"], summary["shipped"]) == ("stopped", 4, "3 phases", False)
-    assert "stopped after 4 of 12 updates" in chip(again)
+    assert "stopped after 4 of 7 updates" in chip(again)
     again._start.click()
     again.finish()
     assert again.summary()["state"] == "finished"
