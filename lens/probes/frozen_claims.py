@@ -162,8 +162,8 @@ def _agreement(claims: xr.Dataset, score: str, ablation: str) -> xr.DataArray:
 
 
 _CLAIMS: tuple[tuple[str, str, str, float, bool, Callable[[xr.Dataset], xr.DataArray]], ...] = (
-    ("At its prompt a model is one linear map", GOLDEN, "decades that the largest error lies under 1; theirs 13", 5.0, False,
-     lambda claims: -np.log10(claims.error)),
+    ("At its prompt a model is one linear map", GOLDEN, "decades of error under 1, counted to 5; theirs 13", 5.0, False,
+     lambda claims: -np.log10(claims.error.clip(min=1e-5))),
     ("The map has an extremely low rank", GOLDEN, "dimensions over stable rank", 20.0, True,
      lambda claims: float(claims.attrs["width"]) / claims.stable_rank),
     ("Large singular vectors say the next token", GOLDEN, "share with it in 8 words of the first vector", 0.5, True,

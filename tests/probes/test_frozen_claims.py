@@ -90,7 +90,9 @@ def test_verdicts_are_read_from_the_claims(claims: xr.Dataset):
     rows = {row["claim"]: row for row in frozen_verdicts(claims)}
     exact = rows["At its prompt a model is one linear map"]
     assert exact["verdict"] == "holds"
-    assert exact["value"] == pytest.approx(float(-np.log10(claims.error).mean()), abs=1e-3)
+    assert exact["value"] == 5  # what float32 shows on every machine
+    worse = frozen_verdicts(claims.assign(error=claims.error * 0 + 1e-3))[0]
+    assert (worse["value"], worse["verdict"]) == (3, "fails")
     rank = rows["The map has an extremely low rank"]
     assert rank["value"] == pytest.approx(float((32 / claims.stable_rank[:2]).mean()), abs=1e-3)
     assert np.isnan(claims.stable_rank[2])
