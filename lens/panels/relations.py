@@ -94,7 +94,7 @@ class Relations(ChartPanel):
             "model": widgets.Dropdown(options=list(self._models.items()), value=model, layout=narrow, tooltip="model"),
         }
         controls = {
-            "layer": widgets.SelectionSlider(options=[("0", None)], description="layer of the map", style=style,
+            "layer": widgets.SelectionSlider(options=[("0", 0)], description="layer of the map", style=style,
                                              layout=widgets.Layout(width="28em")),
         }  # fmt: skip
         settings = {"model": model, "relation": relation, "subject": subject, "target": target}
