@@ -179,9 +179,8 @@ def _correlation(table: xr.Dataset) -> Statistic:
     values = [table[name].to_numpy().astype(float) for name in ("faithfulness", "causality")]
     if min(one.std() for one in values) == 0:
         return 0.0, (-1.0, 1.0)  # one of the two does not vary: nothing can be told
-    found = scipy.stats.pearsonr(*values)
-    ends = found.confidence_interval(0.95)
-    return float(found.statistic), (float(ends.low), float(ends.high))
+    ends = scipy.stats.pearsonr(*values).confidence_interval(0.95)
+    return float(np.corrcoef(*values)[0, 1]), (float(ends.low), float(ends.high))
 
 
 def _column(name: str):

@@ -277,7 +277,10 @@ def _targets(tokens: Sequence[int], count: int) -> list[tuple[int, int]]:
     return found
 
 
-def _example_edits(work: _Work, factors: Mapping[int, Any], ranks: Sequence[int]) -> dict[int, list[tuple[float, float]]]:
+_Factors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # left vectors, singular values, right vectors
+
+
+def _example_edits(work: _Work, factors: Mapping[int, _Factors], ranks: Sequence[int]) -> dict[int, list[tuple[float, float]]]:
     """By layer and rank: share of edits between examples that reach their target, and its mean log probability."""
     tokens = [one.token for one in work.task.examples]
     pairs = _targets(tokens, 3)
@@ -301,7 +304,7 @@ def _example_edits(work: _Work, factors: Mapping[int, Any], ranks: Sequence[int]
 
 
 def _test_edits(
-    work: _Work, factors: Mapping[int, Any], ranks: Mapping[int, int], pairs: Sequence[tuple[int, int]]
+    work: _Work, factors: Mapping[int, _Factors], ranks: Mapping[int, int], pairs: Sequence[tuple[int, int]]
 ) -> tuple[np.ndarray, np.ndarray]:
     tests, states, outputs = work.task.tests, work.states[work.tests], work.outputs[work.tests]
     inverses = {layer: low_rank_inverse(*found, ranks[layer]) for layer, found in factors.items()}

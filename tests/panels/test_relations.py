@@ -48,10 +48,13 @@ def test_a_layer_is_chosen_by_slider_and_click(panel):
 def test_refusals_keep_the_picture(panel):
     panel.set(subject="Atlantis")
     assert "Atlantis" in panel.summary()["error"]
-    panel.set(subject="Germany", layer=99)
+    panel.set(subject="Germany")
+    assert panel.summary()["error"] is None
+    panel.set(layer=99)
     assert "layer is 99" in panel.summary()["error"]
     panel.set(layer=9)
     assert panel.summary()["error"] is None
+    assert panel.summary()["layer"] == 9
 
 
 def test_a_record_belongs_to_its_model(model):
