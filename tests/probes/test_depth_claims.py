@@ -43,7 +43,7 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def claims(model) -> xr.Dataset:
-    return depth_claims(model, DOCUMENTS[:3], DOCUMENTS[3:], tokens=24, counts=(1, 2, 6))
+    return depth_claims(model, DOCUMENTS[:3], DOCUMENTS[3:], tokens=24, counts=(1, 6))
 
 
 def planted(cost: list[float], **curves: float) -> xr.Dataset:
