@@ -135,7 +135,7 @@ def _rises(
     if not deleted.any():
         return np.nan, np.nan
     left = np.flatnonzero(~deleted)
-    rise = token_losses(model, [ids[place] for place in left], check) - before[left[1:] - 1]
+    rise = token_losses(model, [ids[int(place)] for place in left], check) - before[left[1:] - 1]
     told = left[1:]
     remaining = rise[(told < end) & content[told]]
     return float(rise[told >= end].mean()), float(remaining.mean()) if len(remaining) else np.nan

@@ -101,7 +101,8 @@ def drifted_less(rms: np.ndarray) -> float:
 
 def depth_order(rms: np.ndarray) -> float:
     """Spearman's correlation of drift with depth: 1 if every block drifts more than the one before."""
-    return float(scipy.stats.spearmanr(np.arange(len(rms)), rms)[0])
+    found: Any = scipy.stats.spearmanr(np.arange(len(rms)), rms)
+    return float(found.statistic)
 
 
 def drift_slope(initial: np.ndarray, drift: np.ndarray) -> tuple[float, float]:
