@@ -176,11 +176,11 @@ def _faithful(table: xr.Dataset) -> Statistic:
 
 def _correlation(table: xr.Dataset) -> Statistic:
     """Pearson's r over relations, with Fisher's interval."""
-    values = [table[name].to_numpy().astype(float) for name in ("faithfulness", "causality")]
-    if min(one.std() for one in values) == 0:
+    values = np.stack([table[name].to_numpy().astype(float) for name in ("faithfulness", "causality")])
+    if values.std(axis=1).min() == 0:
         return 0.0, (-1.0, 1.0)  # one of the two does not vary: nothing can be told
-    ends = scipy.stats.pearsonr(*values).confidence_interval(0.95)
-    return float(np.corrcoef(*values)[0, 1]), (float(ends.low), float(ends.high))
+    ends = scipy.stats.pearsonr(values[0], values[1]).confidence_interval(0.95)
+    return float(np.corrcoef(values)[0, 1]), (float(ends.low), float(ends.high))
 
 
 def _column(name: str):
