@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -80,7 +82,7 @@ def test_a_map_keeps_the_first_token_s_state(model):
 
 
 def test_a_block_that_does_nothing_costs_nothing_whatever_is_done_to_it(tokenizer):
-    module = build("llama")
+    module: Any = build("llama")
     with torch.no_grad():
         module.model.layers[1].self_attn.o_proj.weight.zero_()
         module.model.layers[1].mlp.down_proj.weight.zero_()
