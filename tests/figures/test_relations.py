@@ -43,6 +43,8 @@ def test_what_is_drawn(shares, words):
     curves = {one["name"]: one for one in layers["series"]}
     assert curves["linear map"]["values"] == pytest.approx(shares.agreement.sel(predictor="map").to_numpy().tolist(), rel=1e-3)
     assert "low" in curves["linear map"]
+    cheaper = shares.agreement.sel(predictor=["logit lens", "translation", "regression"]).to_numpy().max(axis=0)
+    assert curves["best of lens, shift, regression"]["values"] == pytest.approx(cheaper.tolist(), rel=1e-3)
     assert curves["edit reaches its target"]["values"][0] is None
     assert curves["edit reaches its target"]["values"][3] == pytest.approx(0.3)
     assert layers["rules"][0]["value"] == 2
