@@ -11,7 +11,7 @@
 
     python -m lens.probes.prefix_decoder prefix-decoder-smollm2-135m.safetensors
 
-`depth-smollm2-135m`, made on a CPU, one thread, in three minutes of processor time, by
+`depth-smollm2-135m`, made on a CPU, one thread, in six minutes of processor time, by
 
     python -m lens.probes.depth_record depth-smollm2-135m.nc
 
