@@ -164,7 +164,7 @@ class Relations(ChartPanel):
         key = (model.fingerprint, relation, subject)
         if key not in self._answers:
             pairs = dict(relations()[relation].pairs)
-            shown = [(name, pairs[name]) for name in study.found.attrs["example_subjects"].split(", ")]
+            shown = [(name, pairs[name]) for name in study.found.attrs["shown_subjects"].split(", ")]
             self._answers[key] = answer(model, relations()[relation], (subject, pairs[subject]), shown)
         return self._answers[key]
 

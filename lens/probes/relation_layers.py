@@ -362,6 +362,7 @@ def _facts(work: _Work, products: int | None) -> dict[str, Any]:
     return {
         "source": SOURCE, "probe": "relation_layers", "relation": task.relation.name,
         "template": task.relation.templates[task.template], "pairs": len(task.relation.pairs), "examples": work.examples,
+        "shown_subjects": ", ".join(name for name, _ in task.shown),
         "example_subjects": ", ".join(one.pair[0] for one in task.examples), "asked": task.asked, "known": len(task.tests),
         "products": "whole Jacobian" if products is None else products, **work.model.provenance(), **library_versions(),
     }  # fmt: skip

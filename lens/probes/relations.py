@@ -100,13 +100,15 @@ class RelationTask:
     Attributes:
         relation: whose pairs they are.
         template: in which sentence.
-        examples: rightly answered ones, each asked with all other examples shown.
-        tests: rightly answered ones, each asked with all examples shown.
+        shown: the pairs that stand before every question, without the one that is asked.
+        examples: those of them that are still answered rightly.
+        tests: others that are answered rightly.
         asked: how many pairs were asked that are no examples.
     """
 
     relation: Relation
     template: int
+    shown: tuple[Pair, ...]
     examples: tuple[Answer, ...]
     tests: tuple[Answer, ...]
     asked: int
@@ -182,7 +184,7 @@ def relation_task(
     if len(known) < examples or len(fitted) < 2 or len(tests) < 2:
         found = f"{model.name} answers {len(known) + len(tests)} of {len(order)} pairs of {chosen.name!r} rightly"
         raise InputError(found, f"{examples} to fit on and 2 more", "fewer examples, another relation or a larger model")
-    return RelationTask(chosen, template, tuple(fitted), tuple(tests), len(rest))
+    return RelationTask(chosen, template, tuple(known), tuple(fitted), tuple(tests), len(rest))
 
 
 def other_template(

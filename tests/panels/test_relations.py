@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import lens
+from lens.base.text import visible
 from lens.panels.relations import Relations
 from lens.probes.relation_record import relation_record, shipped_relation
 
@@ -55,6 +56,17 @@ def test_refusals_keep_the_picture(panel):
     panel.set(layer=9)
     assert panel.summary()["error"] is None
     assert panel.summary()["layer"] == 9
+
+
+def test_the_model_is_asked_as_it_was_for_the_record(panel):
+    """Also where some of the pairs that are shown are no examples."""
+    panel.set(relation="thing: colour", subject=None, target=None)
+    study, found = panel.study, panel.summary()
+    assert len(study.attrs["shown_subjects"].split(", ")) > study.attrs["examples"]
+    assert found["error"] is None
+    words = [visible(str(one)) for one in study.model_word.to_numpy()]
+    subjects = study.subject_text.to_numpy().tolist()
+    assert found["model_says"] == words[subjects.index(found["subject"])]
 
 
 def test_a_record_belongs_to_its_model(model):

@@ -26,4 +26,4 @@ def taken_as_right(model: Model, pair: Pair, shown: Sequence[Pair], template: in
 def small_task(model: Model, template: int = 0, examples: int = 4) -> RelationTask:
     shown = PAIRS[:examples]
     fitted, tests = ([taken_as_right(model, pair, shown, template) for pair in some] for some in (shown, PAIRS[examples:]))
-    return RelationTask(RELATION, template, tuple(fitted), tuple(tests), len(tests))
+    return RelationTask(RELATION, template, shown, tuple(fitted), tuple(tests), len(tests))

@@ -61,7 +61,8 @@ def test_a_task_of_a_model_that_says_one_word():
     assert task.asked == 38
     assert 2 <= len(task.tests) < 38
     assert all(one.right for one in task.everything)
-    shown = [one.pair for one in task.examples]
+    shown = task.shown
+    assert all(one.pair in shown for one in task.examples)
     assert all(answer(model, same, pair, shown).right == (pair in [one.pair for one in task.tests])
                for pair in same.pairs if pair not in shown)  # fmt: skip
     assert [one.pair for one in other_template(model, task, 0, most=5)] == [one.pair for one in task.tests[:5]]
