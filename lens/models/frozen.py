@@ -114,6 +114,7 @@ class FrozenModel:
         with _quiet(self.model, "running embeddings"):
             return _pass(self.model, self.token_ids, embeddings, None, check)
 
+    @torch.enable_grad()  # also where the caller has gradients off
     def transposed(
         self, position: int, rows: int, *, check: Callable[[], None] | None = None
     ) -> Callable[[Float[Tensor, "row hidden"]], Float[Tensor, "row position e"]]:

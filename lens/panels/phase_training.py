@@ -19,18 +19,16 @@ from lens.figures.export import export_table
 from lens.figures.phase_training import MOST_RUNS, PICTURES, phase_training_chart, pictures_of
 from lens.panels.fitted import ChartPanel
 from lens.panels.panel import Job
+from lens.panels.training_controls import button, switches, view_controls
 from lens.panels.training_words import about, chip_of, says
 from lens.probes.paired_training import decay_course, paired, paired_training, stored_course
 from lens.probes.phase_family import phase_family
 from lens.probes.phase_training import phase_training
 from lens.training import Record
 from lens.training.background import BackgroundTraining, background_training, devices
-from lens.training.phase_choice import DIVISORS, ROPE_BASE, PhaseChoice
+from lens.training.phase_choice import ROPE_BASE, PhaseChoice
 from lens.training.phase_recipes import TextRecipe
 
-STEPS = (50, 100, 200, 400, 800, 1600)
-SEEDS = tuple(range(10))
-BASES = (10.0, 100.0, 1_000.0, ROPE_BASE, 100_000.0, 1_000_000.0)
 _SWITCHES = ("num_phases", "rope_base", "rotation", "horn", "theta_decay", "multiplier", "steps")
 _STORED = {
     "three-phase-n3": PhaseChoice(3, steps=800),
@@ -135,8 +133,8 @@ class PhaseTraining(ChartPanel):
             "multiplier": multiplier, "steps": steps, "seed": seed, "device": device,
         }  # fmt: skip
         view = {"picture": picture, "layer": layer}
-        super().__init__({**settings, "news": 0}, view, _switches(), _view_controls())
-        self._start, self._stop = _button("Start", "play"), _button("Stop", "pause")
+        super().__init__({**settings, "news": 0}, view, switches(), view_controls())
+        self._start, self._stop = button("Start", "play"), button("Stop", "pause")
         self._start.on_click(lambda _: self._begin() and self._tell())
         self._stop.on_click(lambda _: self._halt())
         self.children = (*self._rows(), self._line, self._says, self.chart)
@@ -477,49 +475,3 @@ def _family_choices() -> list[PhaseChoice]:
     numbers = [PhaseChoice(phases) for phases in (1, 2, 3, 4, 6, 8, 12)]
     controls = [PhaseChoice(rotation=rotation) for rotation in ("off", "frozen")]
     return [*numbers, *controls, PhaseChoice(horn=False), PhaseChoice(theta_decay=False)]
-
-
-def _switches() -> dict[str, Any]:
-    """Controls of the settings, by name; what each tells apart is said on hover."""
-    narrow, style = widgets.Layout(width="auto"), {"description_width": "auto"}
-
-    def menu(name: str, options: Sequence[Any], value: Any, tooltip: str) -> widgets.Dropdown:
-        return widgets.Dropdown(options=options, value=value, description=name, style=style, layout=narrow, tooltip=tooltip)
-
-    def switch(name: str, value: bool, tooltip: str) -> widgets.ToggleButton:
-        return widgets.ToggleButton(value=value, description=name, layout=narrow, tooltip=tooltip)
-
-    turns = [("learned", "learned"), ("frozen", "frozen"), ("one angle a block", "tied"), ("off", "off")]
-    phases = widgets.SelectionSlider(
-        options=[(str(n), n) for n in DIVISORS], value=3, description="phases N", style=style,
-        layout=widgets.Layout(width="17em"),
-        tooltip="parts of the stream, each normed by itself and turned 2π/N from the one before; one is no partition",
-    )  # fmt: skip
-    return {
-        "num_phases": phases,
-        "rope_base": menu("RoPE base", [(f"{base:,.0f}", base) for base in BASES], ROPE_BASE, "of queries and keys"),
-        "rotation": menu("rotation", turns, "learned", "of the stream: off or frozen show what learned angles are good for"),
-        "horn": switch("horn", True, "1/(position + 1) in the place of the embedding's mean over channels"),
-        "theta_decay": switch("decay of angles", True, "weight decay shrinks angles too, and most the large ones of deep blocks"),
-        "multiplier": switch(
-            "× √d", False, "the embedding times √d, as in the published baseline and not in the published model"
-        ),
-        "steps": menu("steps", [(f"{count:,}", count) for count in STEPS], 200, "updates of 16 windows of 128 tokens each"),
-        "seed": menu("seed", [(str(seed), seed) for seed in SEEDS], 0, "of weights and windows; equal seeds make a fair pair"),
-        "device": menu("on", list(devices()), "cpu", "cuda computes in bfloat16 and does not repeat bit for bit"),
-    }
-
-
-def _view_controls() -> dict[str, Any]:
-    style = {"button_width": "auto"}
-    return {
-        "picture": widgets.ToggleButtons(options=[(words, name) for name, words in PICTURES.items()], style=style),
-        "layer": widgets.SelectionSlider(
-            options=list(range(5)), description="layer", style={"description_width": "auto"}, layout=widgets.Layout(width="14em"),
-            tooltip="residual state of lengths, means and shares; 0 is the embedding",
-        ),
-    }  # fmt: skip
-
-
-def _button(words: str, icon: str) -> widgets.Button:
-    return widgets.Button(description=words, icon=icon, layout=widgets.Layout(width="auto"))

@@ -24,6 +24,7 @@ SOURCE = (
 )
 
 
+@torch.enable_grad()  # also where the caller has gradients off
 def frozen_contributions(
     model: Model,
     text: str | Sequence[Any] | FrozenModel,
@@ -191,9 +192,8 @@ def _plain_gradient(frozen: FrozenModel, weights: Tensor, place: int, check: Cal
     model = frozen.model
     given = frozen.embedding[None].clone().requires_grad_()
     hidden = frozen.unfrozen(given, check=check).hidden[0, place]
-    with torch.enable_grad():
-        logits = model.readout.transform(_head(model, hidden))
-        slope = torch.autograd.grad(logits @ weights.to(logits), given)[0]
+    logits = model.readout.transform(_head(model, hidden))
+    slope = torch.autograd.grad(logits @ weights.to(logits), given)[0]
     return _products(slope, given)
 
 

@@ -37,15 +37,21 @@ SMOLLM2_MOMENTS = NamedRun(
     "smollm2-moments",
     "Moments of SmolLM2 over a corpus: cost, agreement with a CPU, linearity, shortcuts, early exit",
     {
-        "cpu": {"corpus": "wikipedia", "tokens": 20_000, "few_tokens": 8_192, "read_tokens": 1_200},
-        "cuda": {"corpus": "docstrings", "tokens": 2_000_000, "few_tokens": 65_536, "read_tokens": 20_000},
+        "cpu": {"model": "smollm2-135m", "corpus": "wikipedia", "tokens": 20_000, "few_tokens": 8_192, "read_tokens": 1_200},
+        "cuda": {
+            "model": "smollm2-135m",
+            "corpus": "docstrings",
+            "tokens": 2_000_000,
+            "few_tokens": 65_536,
+            "read_tokens": 20_000,
+        },
     },
     pieces,
 )
 
 
 def _model(setting: Setting) -> Model:
-    return load("smollm2-135m", device=setting.device, dtype=_DTYPES[setting.device.type])
+    return load(setting.budget["model"], device=setting.device, dtype=_DTYPES[setting.device.type])
 
 
 def _corpus(setting: Setting) -> Corpus:
@@ -54,7 +60,12 @@ def _corpus(setting: Setting) -> Corpus:
 
 def _moments(setting: Setting) -> MomentParts:
     """Gathered once, resumed where it was stopped, and kept in the cache."""
-    return collect_moments(_model(setting), _corpus(setting), tokens=int(setting.budget["tokens"]), check=setting.check)
+    model, tokens = _model(setting), int(setting.budget["tokens"])
+    return collect_moments(model, _corpus(setting), tokens=tokens, window=_window(model), check=setting.check)
+
+
+def _window(model: Model) -> int:
+    return min(256, model.context or 256)
 
 
 def _tokens(setting: Setting) -> int:
@@ -62,7 +73,7 @@ def _tokens(setting: Setting) -> int:
 
 
 def _few(setting: Setting, model: Model, tokens: int) -> list[Tensor]:
-    return in_batches(draw_windows(model, _corpus(setting), "train", tokens, 256), _BATCH)
+    return in_batches(draw_windows(model, _corpus(setting), "train", tokens, _window(model)), _BATCH)
 
 
 def _empty(model: Model, batch: Tensor) -> Accumulator:
@@ -128,7 +139,7 @@ def _wait(device: torch.device) -> None:
 def _agreement(setting: Setting) -> Measured:
     """Moments of one batch from this device and dtype, against those of a CPU in float32; on a CPU, against float64."""
     model = _model(setting)
-    other = load("smollm2-135m", device="cpu", dtype=torch.float64 if setting.device.type == "cpu" else torch.float32)
+    other = load(setting.budget["model"], device="cpu", dtype=torch.float64 if setting.device.type == "cpu" else torch.float32)
     batch = _few(setting, model, _BATCH)[0]
     ours, theirs = (_gathered(one, batch) for one in (model, other))
     pairs = [(i, i) for i in sorted(ours.within)] + list(ours.pairs)
@@ -180,5 +191,6 @@ def _early_exit(setting: Setting) -> Measured:
     model, tokens = _model(setting), int(setting.budget["read_tokens"])
     lenses: dict[str, Shortcuts | None] = {"plain": None, "shortcut": _fitted(setting)}
     layers: Sequence[int] = range(model.n_layers + 1)
-    readings = compare_lenses(model, _corpus(setting), lenses, tokens=tokens, layers=layers, check=setting.check)
+    found, window = _corpus(setting), _window(model)
+    readings = compare_lenses(model, found, lenses, tokens=tokens, layers=layers, window=window, check=setting.check)
     return Measured(early_exit(readings), tokens)

@@ -17,7 +17,7 @@ from lens.probes.attention_battery import attention_battery
 from lens.probes.attention_growth import attention_growth
 from lens.runs.run import Budget, Measure, Measured, NamedRun, Setting
 
-_SHORTEST = 64
+_SHORTEST = 32
 
 
 def pieces(budget: Budget) -> Mapping[str, Measure]:
@@ -33,13 +33,16 @@ def pieces(budget: Budget) -> Mapping[str, Measure]:
 ATTENTION_SPECTRA = NamedRun(
     "attention-spectra",
     "Attention of SmolLM2 at long contexts: 28 measures of every head, and their growth",
-    {"cpu": {"lengths": [256, 512], "texts": 2}, "cuda": {"lengths": [1024, 2048], "texts": 4}},
+    {
+        "cpu": {"model": "smollm2-135m", "lengths": [256, 512], "texts": 2},
+        "cuda": {"model": "smollm2-135m", "lengths": [1024, 2048], "texts": 4},
+    },
     pieces,
 )
 
 
 def _model(setting: Setting) -> Model:
-    return load("smollm2-135m", device=setting.device)
+    return load(setting.budget["model"], device=setting.device)
 
 
 def _text(model: Model, tokens: int, number: int) -> list[int]:

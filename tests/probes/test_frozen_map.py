@@ -70,6 +70,13 @@ def test_a_text_and_what_was_frozen_give_the_same(llama: FrozenModel):
     assert given.probability == pytest.approx(float(llama.logits[6].double().softmax(-1).max()))
 
 
+def test_a_caller_may_have_gradients_off(llama: FrozenModel):
+    usual, spectrum = frozen_contributions(llama.model, llama, target=5), frozen_map_spectrum(llama.model, llama, vectors=2)
+    with torch.no_grad():
+        xr.testing.assert_identical(frozen_contributions(llama.model, llama, target=5), usual)
+        xr.testing.assert_identical(frozen_map_spectrum(llama.model, llama, vectors=2), spectrum)
+
+
 def test_zeroing_an_embedding_under_frozen_factors_takes_its_contribution(llama: FrozenModel):
     found = frozen_contributions(llama.model, llama, target=11)
     without = llama.embedding.clone()

@@ -23,23 +23,23 @@ def small(name: str, folder: Path, **budget: Any) -> FinishedRun:
 
 
 def test_moments_agree_with_float64_and_feed_the_probes(tmp_path: Path):
-    done = small("smollm2-moments", tmp_path, tokens=1_500, few_tokens=512, read_tokens=200).pieces
+    done = small("smollm2-moments", tmp_path, model="three-phase-n3", tokens=1_500, few_tokens=512, read_tokens=600).pieces
     assert set(done["rate"].way.to_numpy()) == {"bare forward", "forward with moments"}
     assert float(done["rate"].ratio) == pytest.approx(float(done["rate"].seconds[1] / done["rate"].seconds[0]))
     assert float(done["agreement"].gap.max()) < 1e-4  # float32 against float64
     assert len(set(done["agreement"].tokens_kept.to_numpy().tolist())) == 1
-    assert done["linearity"].sizes["block"] == 30
-    assert done["shortcuts"].sizes["pair"] >= 30
+    assert done["linearity"].sizes["block"] == 4
+    assert done["shortcuts"].sizes["pair"] == 7
     assert list(done["early_exit"].lens.to_numpy()) == ["plain", "shortcut"]
 
 
 def test_spectra_of_every_length_and_their_growth(tmp_path: Path):
-    done = small("attention-spectra", tmp_path, lengths=[64, 256], texts=1).pieces
-    assert list(done) == ["battery-64-text-0", "battery-256-text-0", "growth"]
-    assert (done["battery-256-text-0"].mean_entropy.mean() > done["battery-64-text-0"].mean_entropy.mean()).item()
-    assert done["growth"].length.to_numpy().tolist() == [64, 128, 256]
+    done = small("attention-spectra", tmp_path, model="three-phase-n3", lengths=[64, 128], texts=1).pieces
+    assert list(done) == ["battery-64-text-0", "battery-128-text-0", "growth"]
+    assert (done["battery-128-text-0"].mean_entropy.mean() > done["battery-64-text-0"].mean_entropy.mean()).item()
+    assert done["growth"].length.to_numpy().tolist() == [32, 64, 128]
     with pytest.raises(InputError, match="test articles of 64 tokens or more"):
-        small("attention-spectra", tmp_path / "many", lengths=[64], texts=1_000)
+        small("attention-spectra", tmp_path / "many", model="three-phase-n3", lengths=[64], texts=1_000)
 
 
 def test_phases_train_with_the_plans_size(tmp_path: Path):
