@@ -75,6 +75,12 @@ def test_edits_end_in_any_order(model, untouched):
     assert torch.equal(stream_angles(model.module)[1], both[1])  # of block 0 the one entered last counts
     assert not torch.equal(logits(model), one)
     second.__exit__(None, None, None)
+    assert torch.is_grad_enabled()  # what a caller had is not changed, in whatever order they end
+
+
+def test_gradients_stay_on_in_the_body(model):
+    with phase_angles(model, lambda _block, angles: angles + 0.1):
+        assert torch.is_grad_enabled()
 
 
 def test_everything_comes_back_after_an_exception(model, untouched):

@@ -43,10 +43,11 @@ def phase_angles(model: Model, change: Angles, *, blocks: Sequence[int] | None =
     if not wanted or not set(wanted) <= set(range(model.n_layers)):
         raise InputError(f"The blocks {wanted}", f"some of 0 to {model.n_layers - 1}", "blocks=None, for all")
     name = getattr(change, "__name__", type(change).__name__)
-    with model.lock.edit(f"angles of {len(wanted)} blocks by {name}"), ExitStack() as stack, torch.no_grad():
+    with model.lock.edit(f"angles of {len(wanted)} blocks by {name}"), ExitStack() as stack:
         for block in wanted:
-            former = rotations[block].angles()
-            angles = change(block, former.clone())
+            with torch.no_grad():  # not around the body, which may end after an edit that was entered later
+                former = rotations[block].angles()
+                angles = change(block, former.clone())
             _require_like(angles, former, f"The angles of block {block}")
             stack.enter_context(_in_place_of(rotations[block], "angles", _always(angles.to(former))))
         yield
