@@ -178,6 +178,8 @@ class _Pass:
         missing: list[Part] = [p for p in PARTS if not self.processes.all_agree(self._is_finished(p), self.plan.model.device)]
         if missing:
             self.plan.room.require_disk(self.folder, len(missing), self.processes.count)
+        for part in set(PARTS) - set(missing):
+            self._forget_states(part)  # a kill right after a part was written leaves them
         made: dict[Part, Any] = {part: self._make(part) for part in missing}
         if self.processes.count == 1:
             made.clear()
@@ -193,8 +195,12 @@ class _Pass:
         if self.processes.local_rank == 0:
             for name, moments in merged.items():
                 write_moments(moments, self._path(part, name))
-            forget_states(self.folder, f"{part}-state")
+        self._forget_states(part)
         return {**merged}
+
+    def _forget_states(self, part: Part) -> None:
+        if self.processes.local_rank == 0:
+            forget_states(self.folder, f"{part}-state")
 
     def _path(self, part: Part, name: str) -> Path:
         return self.folder / f"{part}{'' if name == 'residual' else f'-{name}'}.safetensors"

@@ -252,6 +252,16 @@ def test_killed_pass_ends_with_the_same_bits(long_pass_moments: MomentParts, tmp
     assert same(long_pass(), long_pass_moments)
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_what_a_kill_left_after_a_part_was_written_is_removed(tiny: Model, own_cache: Path, part: str):
+    """States that go on for nothing: whole, or with some of their files already gone."""
+    first = collect_moments(tiny, made_up(), tokens=1000, window=32)
+    write_state({"residual": some_moments()}, only_folder(own_cache), f"{part}-state", 3)
+    (only_folder(own_cache) / f"{part}-state-2").mkdir()
+    assert same(collect_moments(tiny, made_up(), tokens=1000, window=32), first)
+    assert names_in(only_folder(own_cache)) == finished_names()
+
+
 # -- no room --------------------------------------------------------------------------------------
 
 CRAMPED = """

@@ -99,7 +99,7 @@ def test_norms_of_queries_are_said():
 
 def test_what_cannot_be_asked(tiny: Model):
     weights = head_weights(tiny, [0])
-    for offsets in ([], [3, 1], [0, np.inf]):
+    for offsets in ([], [3, 1], np.array([0, np.inf])):
         with pytest.raises(InputError, match="offsets"):
             qk_circuit(weights, offsets)
     with pytest.raises(InputError, match="heads"):
