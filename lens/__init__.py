@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lens.collect import collect_moments as collect_moments
     from lens.corpora import corpus as corpus
     from lens.figures.table import text_table as table
+    from lens.figures.verdicts import verdict_table as verdict_table
     from lens.models import edits as edits
     from lens.models import operators as operators
     from lens.models.frequencies import rope_table as rope_table
@@ -170,6 +171,8 @@ if TYPE_CHECKING:
     from lens.probes.turned_lens import TurnedLens as TurnedLens
     from lens.probes.verdict import document_interval as document_interval
     from lens.probes.verdict import verdict as verdict
+    from lens.runs.shipped import run_record as run_record
+    from lens.runs.shipped import run_records as run_records
     from lens.training.three_phase import train_three_phase as train_three_phase
 
 # Public name -> where it lives. A public function never shares its name with a direct submodule:
@@ -282,6 +285,8 @@ _PUBLIC = {
     "horn_logits": "lens.probes.horn_effect:horn_logits",
     "published_runs": "lens.probes.phase_published:published_runs",
     "train_three_phase": "lens.training.three_phase:train_three_phase",
+    "run_record": "lens.runs.shipped:run_record",
+    "run_records": "lens.runs.shipped:run_records",
     "phase_training": "lens.probes.phase_training:phase_training",
     "phase_family": "lens.probes.phase_family:phase_family",
     "paired_runs": "lens.probes.phase_family:paired_runs",
@@ -332,6 +337,7 @@ _PUBLIC = {
     "document_interval": "lens.probes.verdict:document_interval",
     "verdict": "lens.probes.verdict:verdict",
     "table": "lens.figures.table:text_table",
+    "verdict_table": "lens.figures.verdicts:verdict_table",
     "visible": "lens.base.text:visible",
     "versions": "lens.base.provenance:library_versions",
     "panels": "lens.panels:",

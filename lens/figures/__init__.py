@@ -42,6 +42,7 @@ _MODULES = (
     "static_chart",
     "theta_drift",
     "token_microscope",
+    "verdicts",
 )
 
 

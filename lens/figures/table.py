@@ -12,7 +12,7 @@ from lens.base.text import visible
 from lens.figures.measures import first_shown
 
 _GAP = "  "
-WIDTH = 118  # characters that a notebook shows in one line beside the list of files
+WIDTH = 108  # characters that a notebook shows in one line beside the list of files
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 3, width: int = WIDTH) -> str:
