@@ -63,6 +63,13 @@ def test_there_are_notebooks():
     assert {"00-start-here", "logit-lens"} <= {path.stem for path in PATHS}
 
 
+@pytest.mark.parametrize("guide", ["README.md", "notebooks/00-start-here.ipynb"])
+def test_every_notebook_is_named_where_a_reader_begins(guide: str):
+    text = (FOLDER.parent / guide).read_text(encoding="utf-8")
+    others = [path for path in PATHS if path.stem != Path(guide).stem]
+    assert [path.stem for path in others if f"{path.stem}.ipynb)" not in text] == []
+
+
 @pytest.fixture
 def sound():
     return nbformat.read(FOLDER / "00-start-here.ipynb", as_version=4)
