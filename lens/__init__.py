@@ -171,6 +171,7 @@ if TYPE_CHECKING:
     from lens.probes.turned_lens import TurnedLens as TurnedLens
     from lens.probes.verdict import document_interval as document_interval
     from lens.probes.verdict import verdict as verdict
+    from lens.report.write import write_report as write_report
     from lens.runs.shipped import run_record as run_record
     from lens.runs.shipped import run_records as run_records
     from lens.training.three_phase import train_three_phase as train_three_phase
@@ -338,6 +339,7 @@ _PUBLIC = {
     "verdict": "lens.probes.verdict:verdict",
     "table": "lens.figures.table:text_table",
     "verdict_table": "lens.figures.verdicts:verdict_table",
+    "write_report": "lens.report.write:write_report",
     "visible": "lens.base.text:visible",
     "versions": "lens.base.provenance:library_versions",
     "panels": "lens.panels:",

@@ -1,4 +1,4 @@
-"""The same from a shell: fetch a model, check it, read a sentence, fit maps, train, look after the cache."""
+"""The same from a shell: fetch a model, check it, read a sentence, fit maps, report, train, look after the cache."""
 
 from __future__ import annotations
 
@@ -57,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--tuned", action="store_true", help="then train a tuned lens from the shortcuts: minutes on two cores")
     fit.add_argument("-o", "--output", type=Path, metavar="FILE", help="a copy of the maps (or of the tuned lens), .safetensors")
     fit.set_defaults(act=_fit)
+    report = commands.add_parser("report", help="write one page about a model: checks, maps between layers, spectra, positions")
+    _model_options(report)
+    report.add_argument("--corpus", default="wikipedia", help="a built-in corpus, a file or a folder (%(default)s)")
+    report.add_argument("--tokens", type=int, default=20_000, help="how many to fit on (default %(default)s)")
+    report.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="default %(default)s")
+    report.set_defaults(act=_report)
     train = commands.add_parser("train", help="train Three-Phase models from recipes; goes on where it was interrupted")
     train.add_argument("recipes", nargs="*", metavar="RECIPE", help="a name, your own .toml file, or three-phase: the family")
     train.add_argument("--list", action="store_true", help="name all recipes and train nothing")
@@ -148,6 +154,14 @@ def _fit(options: argparse.Namespace) -> None:
         print(tuned_table(tuned.record.results))
     if options.output is not None:
         print((shortcuts if tuned is None else tuned).save(options.output))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from lens.report import write_report
+
+    given = {"corpus": options.corpus, "tokens": options.tokens, "device": options.device, "dtype": options.dtype}
+    target = write_report(options.name, options.output, **given)
+    print(f"{target}, {target.stat().st_size / 1e6:.1f} MB")
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -80,11 +80,22 @@ def export_table(dataset: xr.Dataset, path: Path | str, variables: Sequence[str]
         if target.suffix == ".nc":
             dataset.to_netcdf(temporary, engine="h5netcdf")
         else:
-            table = dataset[list(variables)].to_dataframe(dim_order=list(dims)).reset_index()
-            for column in (name for name in table.columns if table[name].dtype.kind == "O"):
-                table[column] = [csv_safe(str(text)) for text in table[column]]
-            table.to_csv(temporary, index=False, float_format="%.17g")
+            temporary.write_text(table_csv(dataset, variables, dims), encoding="utf-8")
     return target
+
+
+def table_csv(dataset: xr.Dataset, variables: Sequence[str], dims: Sequence[str]) -> str:
+    """Some variables of a Dataset as CSV, one line for each place; every digit, texts guarded against spreadsheets.
+
+    Args:
+        dataset: from a probe.
+        variables: columns of the table, after its coordinates.
+        dims: its rows, the slowest first.
+    """
+    table = dataset[list(variables)].to_dataframe(dim_order=list(dims)).reset_index()
+    for column in (name for name in table.columns if table[name].dtype.kind == "O"):
+        table[column] = [csv_safe(str(text)) for text in table[column]]
+    return table.to_csv(index=False, float_format="%.17g")
 
 
 def logit_lens_csv(dataset: xr.Dataset) -> str:

@@ -55,7 +55,7 @@ def _draw_lines(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
     places = np.array(x["values"], dtype=float)
     edge = {"markeredgecolor": "white", "markeredgewidth": 0.6, "markersize": 4}
     for one, dash in zip(plot["series"], _CURVES, strict=False):
-        colour = _seen(one["colour"])
+        colour = seen(one["colour"])
         look = {"marker": _MARKERS[one["marker"]], **edge} if plot["marks"] else {"linestyle": dash}
         axes.plot(places, _numbers(one["values"]), color=colour, linewidth=1.6, label=_text(one["name"]), **look)
         if "low" in one:
@@ -106,7 +106,7 @@ def _draw_one_of_bars(
     axes: Axes, one: Mapping[str, Any], places: np.ndarray, thick: np.ndarray, opacity: float | None, rows: bool
 ) -> None:
     """The bars of one series: solid where they are alone, else with the fill that tells them from their neighbours."""
-    heights, colour = _numbers(one["values"]), _seen(one["colour"])
+    heights, colour = _numbers(one["values"]), seen(one["colour"])
     look: dict[str, Any] = {"edgecolor": colour, "facecolor": (*colour, 1.0 if opacity is None else opacity)}
     look["linewidth"] = 0.3 if opacity is None else 1.0
     (axes.barh if rows else axes.bar)(places, np.nan_to_num(heights), thick, label=_text(one["name"]), **look)
@@ -174,10 +174,10 @@ def _write_values(axes: Axes, cells: np.ndarray, colours: Any) -> None:
 def _draw_scatter(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
     for curve, dash in zip(plot["curves"], _CURVES, strict=False):
         places = np.array(curve["x"], dtype=float), _numbers(curve["y"])
-        axes.plot(*places, color=_seen(curve["colour"]), linestyle=dash, linewidth=1.6, label=_text(curve["name"]))
+        axes.plot(*places, color=seen(curve["colour"]), linestyle=dash, linewidth=1.6, label=_text(curve["name"]))
     for n, group in enumerate(plot["groups"]):
         places = np.array([[dot["x"], dot["y"]] for dot in plot["dots"] if dot["group"] == n])
-        look: dict[str, Any] = {"marker": _MARKERS[group["marker"]], "color": _seen(group["colour"]), "zorder": 3}
+        look: dict[str, Any] = {"marker": _MARKERS[group["marker"]], "color": seen(group["colour"]), "zorder": 3}
         axes.plot(*places.T, linestyle="", markersize=5, label=_label(group["name"]) or None, **look)
     _draw_rules(axes, plot["rules"])
     _scale(axes, plot["x"], plot["y"])
@@ -203,7 +203,7 @@ def _draw_clock(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
             tips = np.array([_tip(hand) for hand in plot["hands"] if (hand["group"], hand.get("kind", "hand")) == (n, kind)])
             if not len(tips):
                 continue
-            colour, traced = _seen(group["colour"]), kind == "trace"
+            colour, traced = seen(group["colour"]), kind == "trace"
             axes.plot(*_spokes(tips), color=colour, linewidth=width, linestyle=dash, alpha=opacity)
             edge: Any = {"markerfacecolor": "white"} if traced else {"markeredgecolor": "white", "markeredgewidth": 0.5}
             axes.plot(*tips.T, "o" if traced else _MARKERS[group["marker"]], color=colour, markersize=4, **edge,
@@ -304,11 +304,11 @@ def _widened(x: Mapping[str, Any]) -> tuple[float, float]:
     return low - 0.02 * (high - low), high + 0.02 * (high - low)
 
 
-def _seen(colour: str) -> tuple[float, float, float]:
+def seen(colour: str) -> tuple[float, float, float]:
     """The colour, darkened until it stands out from white by 3 : 1."""
     channels = np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
     shares = np.linspace(1, 0, 101)
-    share = next(share for share in shares if _contrast(share * channels, 1.0) >= 3)
+    share = next(share for share in shares if contrast(share * channels, 1.0) >= 3)
     red, green, blue = (share * channels).tolist()
     return red, green, blue
 
@@ -316,11 +316,16 @@ def _seen(colour: str) -> tuple[float, float, float]:
 def _ink(behind: Any) -> str:
     """Black or white, whichever reads better on a colour."""
     channels = np.array(behind[:3])
-    return "black" if _contrast(channels, 0.0) >= _contrast(channels, 1.0) else "white"
+    return "black" if contrast(channels, 0.0) >= contrast(channels, 1.0) else "white"
 
 
-def _contrast(channels: np.ndarray, luminance: float) -> float:
+def contrast(channels: np.ndarray, other: float) -> float:
     """WCAG 2.2 contrast of a colour with one of known luminance."""
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    low, high = sorted((float(linear @ [0.2126, 0.7152, 0.0722]), luminance))
+    low, high = sorted((luminance(channels), other))
     return (high + 0.05) / (low + 0.05)
+
+
+def luminance(channels: np.ndarray) -> float:
+    """WCAG 2.2 relative luminance of a colour, from 0 to 1."""
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])

@@ -1,0 +1,67 @@
+"""Plots that only reports show: numbers of layers, heads and lanes that panels show in other ways."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from lens.figures.chart import BLUE, ORANGE, Plot, axis, heat_map, lines, rule, series
+
+
+def wavelength_plot(wavelength: ArrayLike, context: int) -> Plot:
+    """Tokens that each rotary lane takes for one turn, with the context.
+
+    Args:
+        wavelength: `[lane]`; infinite for a lane that stands still, which leaves a gap.
+        context: tokens.
+    """
+    values = np.asarray(wavelength, dtype=float)
+    known = np.where(np.isfinite(values), values, np.nan)
+    bound = axis("tokens for one turn", scale="log")
+    return lines("lane", np.arange(len(known)), {"lanes": known}, x_axis="lane", y_axis=bound, rules=[rule(context, "context")])
+
+
+def rank_plot(spectrum: xr.Dataset) -> Plot:
+    """How many directions the states of each layer fill.
+
+    Args:
+        spectrum: from `lens.probes.spectrum.spectrum`.
+    """
+    curves = [
+        series("effective rank", spectrum.effective_rank, colour=BLUE),
+        series("participation ratio", spectrum.participation_ratio, colour=ORANGE),
+    ]
+    null = rule(float(spectrum.effective_rank_null[0]), "effective rank of isotropic states")
+    return lines("layer", spectrum.layer, curves, x_axis="layer", y_axis=axis("directions", scale="log"), rules=[null])
+
+
+def leading_plot(spectrum: xr.Dataset) -> Plot:
+    """What the first direction and the first coordinate of each layer hold of its variance.
+
+    Args:
+        spectrum: from `lens.probes.spectrum.spectrum`.
+    """
+    curves = [
+        series("first direction", spectrum.anisotropy, colour=BLUE),
+        series("first coordinate", spectrum.top_coordinate_share, colour=ORANGE),
+    ]
+    null = rule(float(spectrum.anisotropy_null[0]), "first direction of isotropic states")
+    return lines(
+        "layer", spectrum.layer, curves, x_axis="layer", y_axis=axis("share of variance", range=(0.0, 1.0)), rules=[null]
+    )
+
+
+def heads_plot(heads: xr.Dataset, name: str, limits: tuple[float, float] | None) -> Plot:
+    """A measure of every head.
+
+    Args:
+        heads: measures over `block` and `head`, with `long_name` and `units`.
+        name: which.
+        limits: its range, or None for round numbers around the values.
+    """
+    shown = heads[name].transpose("block", "head")
+    unit = "" if shown.attrs["units"] == "1" else shown.attrs["units"]
+    title = str(shown.attrs["long_name"]).partition(",")[0]
+    return heat_map(name, shown["head"], shown["block"], shown, x_axis="head", y_axis="block",
+                    value_axis=axis(title, unit, range=limits))  # fmt: skip

@@ -1,0 +1,123 @@
+"""The report: sections in their order, each with its reason where there is nothing to say, in one file."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lens.base.errors import Cancelled, InputError, LensError
+from lens.base.files import atomic_file
+from lens.base.progress import Progress
+from lens.base.provenance import library_versions
+from lens.corpora import Corpus
+from lens.figures.report import Report, Section, report_page
+from lens.models.catalogue import NAMED_MODELS
+from lens.models.load import load
+from lens.models.model import Model
+from lens.report import linearity_section, model_section, rotary_section, rotation_section
+from lens.report.work import Work
+
+
+@dataclass(frozen=True)
+class _Chapter:
+    anchor: str
+    title: str
+    section: Callable[[Work], Section]
+
+
+_CHAPTERS = (
+    _Chapter("checks", "Self-checks", model_section.section),
+    _Chapter("linearity", "Linearity of the blocks", linearity_section.section),
+    _Chapter("rotation", "Rotation from layer to layer", rotation_section.section),
+    _Chapter("rotary", "Rotary positions", rotary_section.section),
+)
+
+
+def write_report(
+    model: Model | str,
+    path: Path | str,
+    *,
+    corpus: Corpus | str = "wikipedia",
+    tokens: int = 20_000,
+    device: str | None = None,
+    dtype: str = "float32",
+    progress: Progress | None = None,
+    check: Callable[[], None] | None = None,
+) -> Path:
+    """One self-contained page about a model: self-checks, linearity, rotation, shortcuts, early exit, spectra, rotary settings.
+
+    A section that does not apply, or whose computation ends in a `LensError`, says why in one line; the others stand. Moments
+    and shortcuts are kept in the cache, and are those of panels and notebooks with the same settings.
+
+    Args:
+        model: a `lens.Model`, or anything `lens.load` takes.
+        path: where to; ends in `.html`.
+        corpus: a `lens.Corpus`, or anything `lens.corpus` takes; of texts in the language of the model.
+        tokens: how many to fit on; more than the model is wide.
+        device, dtype: of a model that is opened here, as for `lens.load`.
+        progress: callback; by default bars in a terminal.
+        check: called before every block and between pieces of arithmetic; raising from it stops.
+
+    Returns:
+        The path. The page has at most 5 MB, loads nothing and runs nothing.
+
+    Raises:
+        InputError: another suffix. ModelNotFoundError and others: the model cannot be opened, see `lens.load`.
+    """
+    target = Path(path)
+    if target.suffix != ".html":
+        raise InputError(f"The file name {target.name!r} ends in {target.suffix!r}", "one that ends in .html", "report.html")
+    start = time.perf_counter()
+    opened = model if isinstance(model, Model) else load(model, device=device, dtype=dtype, progress=progress)
+    work = Work(opened, corpus, tokens, progress, check)
+    sections = [_made(chapter, work) for chapter in _CHAPTERS]
+    command = "" if isinstance(model, Model) else _command(model, work, device, dtype)
+    facts = _facts(work, command) | {"computed in": f"{time.perf_counter() - start:.0f} s"}
+    report = Report(opened.name, f"{_known_as(opened)}a report by lens", facts, sections)
+    with atomic_file(target) as temporary:
+        temporary.write_text(report_page(report), encoding="utf-8")
+    return target
+
+
+def _made(chapter: _Chapter, work: Work) -> Section:
+    if work.check is not None:
+        work.check()
+    try:
+        return chapter.section(work)
+    except Cancelled:
+        raise
+    except LensError as error:
+        return Section(chapter.anchor, chapter.title, missing=f"Not measured. {error}")
+
+
+def _command(name: str, work: Work, device: str | None, dtype: str) -> str:
+    """What makes the page again; of a place on this machine only its last part."""
+    words = ["lens", "report", Path(name).name if Path(name).exists() else name, "--corpus", work.corpus_name]
+    words += ["--tokens", str(work.tokens), "--dtype", dtype, *(() if device is None else ("--device", device))]
+    return shlex.join([*words, "-o", "report.html"])
+
+
+def _known_as(model: Model) -> str:
+    known = NAMED_MODELS.get(model.name)
+    return "" if known is None else f"{known.title}, {known.licence} · "
+
+
+def _facts(work: Work, command: str) -> dict[str, str]:
+    """What the page was made of and with."""
+    model = work.model
+    facts = {
+        "model": model.name,
+        "revision": model.revision,
+        "fingerprint": model.fingerprint,
+        "edits": "; ".join(model.edits),
+        "dtype, device": f"{model.dtype_name} on {model.device}",
+        "corpus": f"{work.corpus_name}, {work.tokens:,} tokens to fit on",
+        "versions": ", ".join(f"{name.removesuffix('_version')} {version}" for name, version in library_versions().items()),
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command,
+    }
+    return {name: fact for name, fact in facts.items() if fact}
