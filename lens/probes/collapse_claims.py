@@ -19,7 +19,7 @@ from lens.probes.token_spectrum import token_spectrum
 from lens.probes.verdict import judged
 
 DONG, WANG = "Dong et al., arXiv 2103.03404", "Wang et al., arXiv 2203.05962"
-WU, OURS = "Wu et al., arXiv 2405.18781", "ours, from no paper"
+WU, OURS = "Wu et al., arXiv 2405.18781", "ours"
 SOURCE = f"{DONG}, sections 2 and 4; {WANG}, section 2; {WU}, section 4"
 COLLAPSED = 0.01  # ρ from which states count as collapsed: two decades
 _SEEN = (1e-5, 0.5)  # ρ between which a rate is read: below, float32 states hold little but rounding
@@ -110,13 +110,14 @@ def collapse_verdicts(claims: xr.Dataset) -> list[dict[str, Any]]:
         claims: from `collapse_claims`.
 
     Returns:
-        Rows of `claim`, `source`, `measured` (what the number is), `threshold` (from which the claim holds; ours, where the
-        papers give none), `value` (mean over documents), `low`, `high` (95 %) and `verdict` (`holds`, `fails`, `open`, or
+        Rows of `claim`, `source`, `measured` (what the number is), `published` (the source's figure, None where it has none),
+        `threshold` (from which the claim holds; ours, where the papers give none), `value` (mean over documents), `low`, `high`
+        (95 %) and `verdict` (`holds`, `fails`, `open`, or
         `untested` where there is nothing to read it from).
     """
     documents = [claims.isel(document=number) for number in range(claims.sizes["document"])]
     return [
-        {"claim": claim, "source": source, "measured": measured, "threshold": threshold,
+        {"claim": claim, "source": source, "measured": measured, "published": _PUBLISHED.get(claim), "threshold": threshold,
          **judged([statistic(document) for document in documents], threshold)}
         for claim, source, measured, threshold, statistic in _CLAIMS
     ]  # fmt: skip
@@ -172,10 +173,14 @@ def slow_share(claims: xr.Dataset, third: int) -> float:
     return float(np.array_split(share, 3)[third].mean())
 
 
+_PUBLISHED: dict[str, str] = {
+    "It does so doubly exponentially, at a cubic rate": "3",
+    "With a causal mask it does so at least exponentially": "exponential",
+}
 _CLAIMS: tuple[tuple[str, str, str, float, Callable[[xr.Dataset], float]], ...] = (
     ("Attention alone, without skips and MLPs, loses rank", DONG, "decades of ρ lost through depth; 5 can be seen", 2.0,
      lambda claims: decades(ratios(claims, "neither"))),
-    ("It does so doubly exponentially, at a cubic rate", DONG, "growth of −ln ρ a layer; 3 if cubic, half-way 2", 2.0,
+    ("It does so doubly exponentially, at a cubic rate", DONG, "growth of −ln ρ a layer; half-way to cubic 2", 2.0,
      lambda claims: growth(ratios(claims, "neither"))),
     ("With a causal mask it does so at least exponentially", WU, "fewest decades of ρ lost over any ten layers", 0.0,
      lambda claims: slowest_fall(ratios(claims, "neither"))),

@@ -14,7 +14,7 @@ from lens.probes.dataset import exact
 from lens.probes.theta_drift import published_drift
 from lens.probes.verdict import judged
 
-PAPER, OURS = "arXiv 2604.14430", "ours, from no paper"
+PAPER, OURS = "Abu Ayyash, arXiv 2604.14430", "ours"
 THREE, DEEP, STILL = "three-phase-n3", "three-phase-12-blocks", "no-theta-decay"
 _HORNLESS, _ROPE = "three-phase-no-horn", "three-phase-rope-only"
 _CONTROLS = {THREE: f"three-phase-{STILL}", DEEP: f"{DEEP}-{STILL}"}

@@ -19,7 +19,7 @@ from lens.probes.frozen_spectrum import frozen_map_spectrum
 from lens.probes.token_ablations import ABLATIONS, token_ablations
 from lens.probes.verdict import judged
 
-GOLDEN, YOU, OURS = "Golden 2025, arXiv 2505.24293", "You et al. 2025, arXiv 2510.18810", "ours, from no paper"
+GOLDEN, YOU, OURS = "Golden, arXiv 2505.24293", "You et al., arXiv 2510.18810", "ours"
 SOURCE = f"{GOLDEN}, abstract; leaving one token out: {YOU}"
 SCORES = ("frozen", "frozen_logit", "gradient", "recency")
 AMONG = ("all", "inner")
@@ -144,14 +144,15 @@ def frozen_verdicts(claims: xr.Dataset) -> list[dict[str, Any]]:
         claims: from `frozen_claims`.
 
     Returns:
-        Rows of `claim`, `source`, `measured` (what the number is), `threshold` (from which the claim holds; ours, where the
-        papers give none), `value` (mean over documents), `low`, `high` (95 %) and `verdict` (`holds`, `fails`, `open`, or
+        Rows of `claim`, `source`, `measured` (what the number is), `published` (the source's figure, None where it has none),
+        `threshold` (from which the claim holds; ours, where the papers give none), `value` (mean over documents), `low`, `high`
+        (95 %) and `verdict` (`holds`, `fails`, `open`, or
         `untested` where there is nothing to read it from).
     """
     spectra = int(claims.attrs["spectra"])
     seen = claims.isel(document=slice(spectra)) if spectra > 1 else claims
     return [
-        {"claim": claim, "source": source, "measured": measured, "threshold": threshold,
+        {"claim": claim, "source": source, "measured": measured, "published": _PUBLISHED.get(claim), "threshold": threshold,
          **judged(statistic(seen if needs_spectra else claims).to_numpy().tolist(), threshold)}
         for claim, source, measured, threshold, needs_spectra, statistic in _CLAIMS
     ]  # fmt: skip
@@ -161,8 +162,11 @@ def _agreement(claims: xr.Dataset, score: str, ablation: str) -> xr.DataArray:
     return claims.agreement.sel(score=score, ablation=ablation, among="inner")
 
 
+_PUBLISHED: dict[str, str] = {
+    "At its prompt a model is one linear map": "13, double precision",
+}
 _CLAIMS: tuple[tuple[str, str, str, float, bool, Callable[[xr.Dataset], xr.DataArray]], ...] = (
-    ("At its prompt a model is one linear map", GOLDEN, "decades of error under 1, counted to 5; theirs 13", 5.0, False,
+    ("At its prompt a model is one linear map", GOLDEN, "decades of error under 1, counted to 5", 5.0, False,
      lambda claims: -np.log10(claims.error.clip(min=1e-5))),
     ("The map has an extremely low rank", GOLDEN, "dimensions over stable rank", 20.0, True,
      lambda claims: float(claims.attrs["width"]) / claims.stable_rank),

@@ -78,8 +78,8 @@ def horn_verdicts(found: xr.Dataset) -> list[dict[str, Any]]:
         `lens.probes.drift_claims`.
     """
     fits = found["horn_fit"].isel(layer=slice(1, None)).mean("layer", skipna=False)
-    claims = (("The horn stays along equal channels", "arXiv 2604.14430", EQUAL),
-              ("The rotations carry the horn along", "ours, from no paper", TRANSPORTED))  # fmt: skip
+    claims = (("The horn stays along equal channels", "Abu Ayyash, arXiv 2604.14430", EQUAL),
+              ("The rotations carry the horn along", "ours", TRANSPORTED))  # fmt: skip
     return [
         {"claim": claim, "source": source, "measured": "R² with 1/(position + 1), mean over layers after a block",
          "threshold": 0.5, **judged(fits.sel(direction=direction).to_numpy().tolist(), 0.5)}

@@ -14,7 +14,7 @@ from lens.probes.phase_family import detectable, seed_noise
 from lens.probes.phase_published import SWEEP, published_runs
 from lens.probes.verdict import judged, verdict
 
-PAPER, OURS = "arXiv 2604.14430", "ours, from no paper"
+PAPER, OURS = "Abu Ayyash, arXiv 2604.14430", "ours"
 FIRST = 10  # positions at the start of a window, where the horn is more than a hundredth of the energy
 _THREE, _ROPE, _SCALED = "three-phase-n3", "three-phase-rope-only", "three-phase-rope-only-scaled"
 _SWEPT = {count: f"three-phase-n{count}" for count in SWEEP}
@@ -60,7 +60,8 @@ def phase_verdicts(family: xr.Dataset) -> list[dict[str, Any]]:
 
     Returns:
         Rows of `claim`, `source`, `control` (what was trained beside it), `measured` (what the number is; losses are means over
-        both corpora), `published`, `threshold`, `value` (mean over seeds), `low`, `high` (95 %), `seeds`, `verdict`
+        both corpora), `published` (None where there is no figure), `threshold`, `value` (mean over seeds), `low`, `high` (95 %),
+        `seeds`, `verdict`
         (`holds`, `fails`, `open`, or `untested` with fewer than two seeds); `pooled_low`, `pooled_high`, `pooled_verdict` of the
         second interval; and `detectable`: the smallest effect that Student's interval would keep from 0 four times in
         five. The last four are None where the number is no difference of losses.
@@ -74,7 +75,8 @@ def _row(claim: Claim, numbers: list[float], noise: tuple[float, int]) -> dict[s
     known = [number for number in numbers if not np.isnan(number)]
     enough = len(known) > 1
     told = judged([_told(claim, number) for number in known] if enough else [np.nan], claim.threshold)
-    facts = {name: getattr(claim, name) for name in ("claim", "source", "control", "measured", "published", "threshold")}
+    facts = {name: getattr(claim, name) for name in ("claim", "source", "control", "measured", "threshold")}
+    facts["published"] = None if np.isnan(claim.published) else claim.published
     pooled: dict[str, Any] = dict.fromkeys(_POOLED)
     if enough and not callable(claim.number):
         pooled = _pooled(claim, known, noise)

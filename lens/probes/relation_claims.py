@@ -132,8 +132,9 @@ def relation_verdicts(table: xr.Dataset) -> list[dict[str, Any]]:
         table: from `relation_table`, of four relations or more.
 
     Returns:
-        Rows of `claim`, `source`, `published`, `measured` (what the number is), `threshold` (from which the claim holds; ours,
-        where the paper gives none), `value`, `low`, `high` (95 %) and `verdict` (`holds`, `fails` or `open`).
+        Rows of `claim`, `source`, `published` (empty for claims of ours), `measured` (what the number is), `threshold` (from
+        which the claim holds; ours, where the paper gives none), `value`, `low`, `high` (95 %) and `verdict` (`holds`, `fails`
+        or `open`).
 
     Raises:
         InputError: fewer than four relations.
@@ -145,8 +146,8 @@ def relation_verdicts(table: xr.Dataset) -> list[dict[str, Any]]:
     for claim, published, measured, threshold, statistic in _CLAIMS:
         value, interval = statistic(table)
         rows.append({
-            "claim": claim, "source": LRE, "published": published, "measured": measured, "threshold": threshold,
-            "value": round(value, 3), "low": round(interval[0], 3), "high": round(interval[1], 3),
+            "claim": claim, "source": LRE if published else "ours", "published": published, "measured": measured,
+            "threshold": threshold, "value": round(value, 3), "low": round(interval[0], 3), "high": round(interval[1], 3),
             "verdict": verdict(interval, at_least=threshold),
         })  # fmt: skip
     return rows
@@ -193,9 +194,9 @@ _CLAIMS: Sequence[tuple[str, str, str, float, Any]] = (
     ("The map beats the baselines without a Jacobian", ".60 against .19, Llama-13B",
      "faithfulness less the best of shift, regression, lens", 0.0, _difference("faithfulness", "translation", "regression",
                                                                               "logit_lens")),
-    ("The map beats one answer for all", "not given", "faithfulness less that of the mean answer", 0.0,
+    ("The map beats one answer for all", "", "faithfulness less that of the mean answer", 0.0,
      _difference("faithfulness", "constant")),
-    ("It reads this subject, not any", "not given", "faithfulness less that with another subject's state", 0.0,
+    ("It reads this subject, not any", "", "faithfulness less that with another subject's state", 0.0,
      _difference("faithfulness", "other_subject")),
     ("A factor β over 1 is needed", "β = 2.25, GPT-J", "agreement at the chosen β less at β = 1", 0.0,
      _difference("faithfulness", "at_beta_1")),

@@ -106,6 +106,7 @@ def test_every_claim_has_a_number_an_interval_and_a_word(found, tmp_path):
     for row in rows:
         assert row["verdict"] in ("holds", "fails", "open", "untested")
         assert row["verdict"] == "untested" or row["low"] <= row["value"] <= row["high"]
+    assert [row["published"] for row in rows if row["published"]] == ["3", "exponential"]
     last = next(row for row in rows if row["claim"].startswith("The whole model"))
     assert last["value"] == round(float(claims.residual_ratio.sel(variant="whole", first_token="without")[:, -1].mean()), 3)
     claims.to_netcdf(tmp_path / "claims.nc", engine="h5netcdf")

@@ -94,6 +94,8 @@ def test_verdicts_are_words_computed_from_intervals(claims, tmp_path: Path):
     assert words["And can be replaced by linear maps for nothing"] == "untested"
     assert words["Some activations are massive: over 100, 1,000 times the median"] == "fails"
     assert set(words.values()) <= {"holds", "fails", "open", "untested"}
+    figures = [row["published"] for row in rows if row["published"]]
+    assert figures == ["1.22 nats, Llama-2-7B", "72 to 95 %", "72 to 95 %", "0.75 nats, Llama-2-7B", "three quarters"]
     for row in rows:
         assert max(len(row[name]) for name in ("claim", "source", "measured")) <= 65
         if row["verdict"] == "holds":

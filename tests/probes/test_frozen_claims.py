@@ -91,6 +91,7 @@ def test_verdicts_are_read_from_the_claims(claims: xr.Dataset):
     exact = rows["At its prompt a model is one linear map"]
     assert exact["verdict"] == "holds"
     assert exact["value"] == 5  # what float32 shows on every machine
+    assert {row["claim"] for row in rows.values() if row["published"]} == {exact["claim"]}
     worse = frozen_verdicts(claims.assign(error=claims.error * 0 + 1e-3))[0]
     assert (worse["value"], worse["verdict"]) == (3, "fails")
     rank = rows["The map has an extremely low rank"]

@@ -67,6 +67,7 @@ def test_default_ranks_have_linformers_quarter(model):
     assert len(rows) == 6
     for row in rows:
         assert row["low"] <= row["value"] <= row["high"]
+    assert [bool(row["published"]) for row in rows] == [True, False, False, False, True, True]
     share = found.singular_share.sel(rank=4)
     assert rows[0]["value"] == round(float(share.mean()), 3)
     assert [rows[row]["threshold"] for row in (0, 1)] == [0.5, 0.9]

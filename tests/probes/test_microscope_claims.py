@@ -100,6 +100,7 @@ def test_the_cost_of_deletions_is_that_of_the_deletion_test(claims):
     rows = {row["claim"]: row for row in microscope_verdicts(claims)}
     found = claims.rise_after.sel(removed="articles", drawn="chosen").mean().item()
     assert rows["Without articles it does worse"]["value"] == pytest.approx(found, abs=1e-3)
+    assert rows["Without articles it does worse"]["published"] == "MMLU .398 to .386, Llama-3.2-3B"
     both = claims.rise_after.sel(removed="stop words and punctuation")
     against = (both.sel(drawn="chosen") - both.sel(drawn="random")).mean().item()
     assert rows["Losing both costs more than losing random tokens"]["value"] == pytest.approx(against, abs=1e-3)
@@ -111,9 +112,10 @@ def test_what_was_not_tried_is_untested(claims):
     assert rows["Without stop words a model does worse"]["verdict"] != "untested"
 
 
-def test_the_published_range():
+def test_the_published_range(claims):
     assert min(PUBLISHED_CORRELATION.values()) == PUBLISHED_CORRELATION["Llama-3-8B"] == 0.05
     assert max(PUBLISHED_CORRELATION, key=lambda name: PUBLISHED_CORRELATION[name]) == "Gemma-2-9B"
+    assert [row["published"] for row in microscope_verdicts(claims)[:2]] == ["0.05 to 0.56, 13 models"] * 2
     assert sum(value >= 0.5 for value in PUBLISHED_CORRELATION.values()) == 2
 
 

@@ -98,6 +98,7 @@ def test_noise_leaves_claims_open_and_power_is_said():
     family = made_family({}, scatter=0.05)
     found = phase_verdicts(family)
     assert {row["verdict"] for row in found if row["published"] == 0.5} == {"open"}
+    assert {row["source"] for row in found if row["published"] is None} == {"ours", "Abu Ayyash, arXiv 2604.14430"}
     noise = seed_noise(family)[0]
     pairs = [row for row in found if row["measured"].startswith("% of perplexity") and not row["measured"].endswith("there")]
     assert {row["detectable"] for row in pairs} == {round(100 * float(np.expm1(detectable(noise, SEEDS))), 1)}

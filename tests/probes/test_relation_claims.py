@@ -66,6 +66,7 @@ def test_verdicts_are_computed():
     bad = {row["claim"]: row for row in relation_verdicts(made_up(constant=[0.5, 0.6, 0.5, 0.6]))}
     assert bad["The map beats one answer for all"]["verdict"] == "fails"
     assert bad["Its inverse edits the answer"]["verdict"] == "fails"
+    assert {row["source"] for row in bad.values() if not row["published"]} == {"ours"}
     with pytest.raises(InputError, match="2 relations"):
         relation_verdicts(good.isel(relation=slice(2)))
 
