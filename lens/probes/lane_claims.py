@@ -28,8 +28,8 @@ from lens.probes.positional_kernel import (
 )
 from lens.probes.verdict import judged
 
-BARBERO = "Barbero et al., arXiv 2410.06205"
-SOURCE = f"{BARBERO}, section 4 (Gemma-7B); Du et al., arXiv 2605.15514; arXiv 2511.09146"
+BARBERO, DU, DOPE = "Barbero et al., arXiv 2410.06205", "Du et al., arXiv 2605.15514", "DoPE, arXiv 2511.09146"
+SOURCE = f"{BARBERO}, section 4 (Gemma-7B); {DU}; {DOPE}"
 FACTORS = (0.01, 1.0, 100.0)  # of the trained base, at which the order of keys is asked for
 
 
@@ -164,13 +164,13 @@ def lane_verdicts(claims: xr.Dataset) -> list[dict[str, Any]]:
         claims: from `lane_claims`.
 
     Returns:
-        Rows of `claim`, `source`, `measured` (what the number is), `threshold` (from which the claim holds; ours, for the papers
-        give none), `value` (mean over documents), `low`, `high` (95 %) and `verdict` (`holds`, `fails`, `open`, or
-        `untested` where the model has no lane or head of the kind).
+        Rows of `claim`, `source`, `measured` (what the number is), `published` (what the source says of it, None where nothing is
+        known), `threshold` (from which the claim holds; ours, for the papers give none), `value` (mean over documents), `low`,
+        `high` (95 %) and `verdict` (`holds`, `fails`, `open`, or `untested` where the model has no lane or head of the kind).
     """
     documents = [claims.isel(document=number) for number in range(claims.sizes["document"])]
     return [
-        {"claim": claim, "source": source, "measured": measured, "threshold": threshold,
+        {"claim": claim, "source": source, "measured": measured, "published": _PUBLISHED.get(source), "threshold": threshold,
          **judged([statistic(document) for document in documents], threshold)}
         for claim, source, measured, threshold, statistic in _CLAIMS
     ]  # fmt: skip
@@ -256,29 +256,30 @@ def _entropy_gap(claims: xr.Dataset) -> float:
     return float(mean.where(claims.band == "fast").mean() - mean.where(claims.band == "slow").mean())
 
 
+_PUBLISHED = {BARBERO: "so on Gemma-7B"}  # no figures, by the text of the paper
 _CLAIMS: tuple[tuple[str, str, str, float, Callable[[xr.Dataset], float]], ...] = (
-    ("Slow lanes carry the largest norms on average: queries", f"{BARBERO}, Gemma-7B", "slow lanes over all others", 1.0,
+    ("Slow lanes carry the largest norms on average: queries", BARBERO, "slow lanes over all others", 1.0,
      lambda claims: slow_to_other(claims, "query")),
-    ("Slow lanes carry the largest norms on average: keys", f"{BARBERO}, Gemma-7B", "slow lanes over all others", 1.0,
+    ("Slow lanes carry the largest norms on average: keys", BARBERO, "slow lanes over all others", 1.0,
      lambda claims: slow_to_other(claims, "key")),
-    ("The strongest lane of a head is a slow one", f"{BARBERO}, Gemma-7B", "share of the heads", 0.5, slow_strongest),
-    ("Slow lanes make the first token a sink", "ours, from no paper",
+    ("The strongest lane of a head is a slow one", BARBERO, "share of the heads", 0.5, slow_strongest),
+    ("Slow lanes make the first token a sink", "ours",
      "their share of the first key's lead, heads that give it over half", 0.5, slow_lead),
-    ("Heads that load the fast lanes attend to the token before", f"{BARBERO}, Gemma-7B", "rank correlation over heads", 0.5,
+    ("Heads that load the fast lanes attend to the token before", BARBERO, "rank correlation over heads", 0.5,
      lambda claims: head_correlation(claims, "fast_share", "previous_token")),
-    ("Heads that load the fast lanes attend to the token itself", f"{BARBERO}, Gemma-7B", "rank correlation over heads", 0.5,
+    ("Heads that load the fast lanes attend to the token itself", BARBERO, "rank correlation over heads", 0.5,
      lambda claims: head_correlation(claims, "fast_share", "diagonal")),
-    ("Previous-token heads are fast-lane heads", f"{BARBERO}, Gemma-7B", "share of the ten strongest in the fastest tenth", 0.5,
+    ("Previous-token heads are fast-lane heads", BARBERO, "share of the ten strongest in the fastest tenth", 0.5,
      fast_among_positional),
-    ("Fast-lane heads sit in the first layers", f"{BARBERO}, Gemma-7B",
-     "share of the ten fastest in the first fifth; 0.2 by chance", 0.2, lambda claims: fast_in_fifth(claims, 0)),
-    ("Fast-lane heads sit in the last layers", f"{BARBERO}, Gemma-7B",
-     "share of the ten fastest in the last fifth; 0.2 by chance", 0.2, lambda claims: fast_in_fifth(claims, 4)),
-    ("A larger base turns the order of keys over less", "Du et al., arXiv 2605.15514",
-     "fall of the probability, base × 0.01 to × 100", 0.0, lambda claims: -_rise(claims.flipped.isel(distance=-1), 0, 2)),
-    ("A larger base lets a far key beat a near one more often", "Du et al., arXiv 2605.15514",
-     "rise of the probability, base × 1 to × 100", 0.0, lambda claims: _rise(claims.far_beats_near_mean, 1, 2)),
-    ("A smaller base lets a far key beat a near one less often", "Du et al., arXiv 2605.15514",
-     "fall of the probability, base × 1 to × 0.01", 0.0, lambda claims: _rise(claims.far_beats_near_mean, 0, 1)),
-    ("Slow lanes are the coherent ones", "arXiv 2511.09146", "entropy of fast less that of slow lanes (nats)", 0.0, _entropy_gap),
+    ("Fast-lane heads sit in the first layers", BARBERO, "share of the ten fastest in the first fifth; 0.2 by chance", 0.2,
+     lambda claims: fast_in_fifth(claims, 0)),
+    ("Fast-lane heads sit in the last layers", BARBERO, "share of the ten fastest in the last fifth; 0.2 by chance", 0.2,
+     lambda claims: fast_in_fifth(claims, 4)),
+    ("A larger base turns the order of keys over less", DU, "fall of the probability, base × 0.01 to × 100", 0.0,
+     lambda claims: -_rise(claims.flipped.isel(distance=-1), 0, 2)),
+    ("A larger base lets a far key beat a near one more often", DU, "rise of the probability, base × 1 to × 100", 0.0,
+     lambda claims: _rise(claims.far_beats_near_mean, 1, 2)),
+    ("A smaller base lets a far key beat a near one less often", DU, "fall of the probability, base × 1 to × 0.01", 0.0,
+     lambda claims: _rise(claims.far_beats_near_mean, 0, 1)),
+    ("Slow lanes are the coherent ones", DOPE, "entropy of fast less that of slow lanes (nats)", 0.0, _entropy_gap),
 )  # fmt: skip

@@ -12,8 +12,10 @@ from lens.base.progress import CancelToken
 from lens.corpora import Document
 from lens.probes.attention_battery import MEASURES, attention_battery
 from lens.probes.attention_claims import (
+    LINFORMER,
     QUADRANTS,
     WITHOUT_SINK,
+    XIAO,
     attention_claims,
     attention_numbers,
     attention_verdicts,
@@ -76,6 +78,7 @@ def test_documents_that_are_too_short_are_left_out(claims, model):
 def test_verdicts_compare_intervals_with_thresholds(claims):
     rows = attention_verdicts(claims)
     assert len({row["claim"] for row in rows}) == len(rows) == 21
+    assert {row["source"] for row in rows if row["published"]} == {XIAO, LINFORMER}
     for row in rows:
         if row["value"] is None:
             assert row["verdict"] == "untested"

@@ -12,6 +12,7 @@ from lens.base.progress import CancelToken
 from lens.corpora import Document
 from lens.models.heads import head_states
 from lens.probes.lane_claims import (
+    BARBERO,
     FACTORS,
     fast_in_fifth,
     lane_claims,
@@ -72,6 +73,7 @@ def test_verdicts_compare_intervals_with_thresholds(claims):
     sink = rows.pop("Slow lanes make the first token a sink")  # no head of this model gives it more than half
     assert (sink["value"], sink["verdict"]) == (None, "untested")
     for row in rows.values():
+        assert row["published"] == ("so on Gemma-7B" if row["source"] == BARBERO else None)
         assert row["low"] <= row["value"] <= row["high"]
         expected = "holds" if row["low"] >= row["threshold"] else "fails" if row["high"] < row["threshold"] else "open"
         assert row["verdict"] == expected
