@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from lens.probes.band_entropy import band_entropy as band_entropy
     from lens.probes.block_influence import block_influence as block_influence
     from lens.probes.cka import cka as cka
+    from lens.probes.claims import claims as claims
+    from lens.probes.claims import claims_by_paper as claims_by_paper
     from lens.probes.collapse_claims import collapse_claims as collapse_claims
     from lens.probes.collapse_claims import collapse_verdicts as collapse_verdicts
     from lens.probes.compare_lenses import compare_lenses as compare_lenses
@@ -337,6 +339,8 @@ _PUBLIC = {
     "linearity": "lens.probes.linearity:linearity",
     "document_interval": "lens.probes.verdict:document_interval",
     "verdict": "lens.probes.verdict:verdict",
+    "claims": "lens.probes.claims:claims",
+    "claims_by_paper": "lens.probes.claims:claims_by_paper",
     "table": "lens.figures.table:text_table",
     "verdict_table": "lens.figures.verdicts:verdict_table",
     "write_report": "lens.report.write:write_report",

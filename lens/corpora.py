@@ -15,7 +15,7 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,7 @@ from lens.base.progress import Progress, terminal_progress
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
+DOCUMENTED = ("numpy", "scipy", "torch")  # packages whose docstrings are a corpus
 _READER = 1  # raised whenever texts are read out of their sources in another way: kept texts are then made anew
 _SHORTEST_PARAGRAPH = 80  # characters; shorter lines are headings, list items and captions
 
@@ -236,10 +237,16 @@ def _paragraphs(text: str) -> str:
     return "\n\n".join(line for line in lines if len(line) >= _SHORTEST_PARAGRAPH and "." in line)
 
 
-def _docstrings(progress: Progress) -> Corpus:
-    """Prose in the docstrings of numpy, scipy and torch as installed; another release is another corpus."""
-    packages = ("numpy", "scipy", "torch")
-    releases = "-".join(f"{name}{importlib.metadata.version(name)}" for name in packages)
+def installed_docstrings(packages: Sequence[str] = DOCUMENTED) -> Corpus:
+    """Prose in the docstrings of installed packages; another release is another corpus. Read once, then kept in the cache.
+
+    Args:
+        packages: by the names that they are imported and distributed under. The default is `lens.corpus("docstrings")`.
+
+    Raises:
+        InputError: a package that is not installed.
+    """
+    releases = "-".join(f"{name}{_release(name)}" for name in packages)
     target = cache_folder() / "corpora" / f"docstrings-{releases}-r{_READER}.jsonl"
     with cache_lock(target.stem):
         texts = _read_texts(target)
@@ -247,14 +254,27 @@ def _docstrings(progress: Progress) -> Corpus:
             files = [path for name in packages for path in _source_files(name)]
             texts = [text for path in files for text in _file_docstrings(path)]
             _write_texts(target, texts)
-    return Corpus("docstrings", texts, "BSD-3-Clause, NumPy, SciPy and PyTorch developers")
+    if tuple(packages) == DOCUMENTED:
+        return Corpus("docstrings", texts, "BSD-3-Clause, NumPy, SciPy and PyTorch developers")
+    return Corpus(f"docstrings of {', '.join(packages)}", texts, "of the packages, by their developers")
+
+
+def _release(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise _not_installed(package) from None
+
+
+def _not_installed(package: str) -> InputError:
+    return InputError(f"The package {package} is not installed", "it, for its docstrings", "lens.corpus('wikipedia')")
 
 
 def _source_files(package: str) -> list[Path]:
     """Python files of an installed package but for its tests; nothing is imported, so that the list is always the same."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise InputError(f"The package {package} is not installed", "it, for its docstrings", "lens.corpus('wikipedia')")
+        raise _not_installed(package)
     root = Path(spec.origin).parent
     return sorted(path for path in root.rglob("*.py") if not {"tests", "testing", "_vendor"} & set(path.relative_to(root).parts))
 
@@ -294,5 +314,9 @@ def _write_texts(path: Path, texts: Iterable[str]) -> None:
         temporary.write_text(f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}", encoding="utf-8")
 
 
-_BUILT_IN: dict[str, Callable[[Progress], Corpus]] = {"wikipedia": _wikipedia, "news": _news, "docstrings": _docstrings}
+_BUILT_IN: dict[str, Callable[[Progress], Corpus]] = {
+    "wikipedia": _wikipedia,
+    "news": _news,
+    "docstrings": lambda progress: installed_docstrings(),
+}
 _FETCHED = {"wikipedia": WIKIPEDIA, "news": NEWS}

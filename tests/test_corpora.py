@@ -325,6 +325,18 @@ def test_docstrings_are_the_same_however_often_they_are_read(own_cache: Path, tm
     assert all(len(p) >= 80 and p.endswith(".") for d in found.documents for p in d.text.split("\n\n"))
 
 
+def test_docstrings_of_other_packages_are_another_corpus(own_cache: Path):
+    found = corpora.installed_docstrings(["filelock", "packaging"])
+    assert found.name == "docstrings of filelock, packaging"
+    (name,) = kept(own_cache)
+    assert re.fullmatch(r"docstrings-filelock[\d.]+-packaging[\d.]+-r\d+\.jsonl", name)
+    assert corpora.installed_docstrings(["filelock", "packaging"]).digest == found.digest
+    one = corpora.installed_docstrings(["filelock"])
+    assert {d.digest for d in one.documents} < {d.digest for d in found.documents}
+    with pytest.raises(InputError, match="The package no-such-package is not installed"):
+        corpora.installed_docstrings(["filelock", "no-such-package"])
+
+
 # -- the real files -------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import shutil
@@ -62,6 +63,11 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # kibibytes elsewhere
+
+
+def load_average() -> float:
+    """Processes that ran or waited to run over the last minute, this one among them: on a busy machine, timings are too long."""
+    return round(os.getloadavg()[0], 2)
 
 
 def _driver() -> str:

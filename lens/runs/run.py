@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +24,12 @@ from lens.base.errors import InputError
 from lens.base.files import atomic_file
 from lens.base.progress import Progress, Step, terminal_progress
 from lens.models.load import require_device
-from lens.runs.machine import machine_facts, peak_bytes
+from lens.runs.machine import load_average, machine_facts, peak_bytes
 
 Plan = Literal["cpu", "cuda"]
 Budget = Mapping[str, Any]
 PREFIX = "run_"  # of the attributes that say how a piece was made
+_WORTH_PACKING = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -156,19 +158,27 @@ def read_run(folder: Path | str) -> FinishedRun:
 def _measured(path: Path, measure: Measure, setting: Setting, facts: Mapping[str, Any]) -> xr.Dataset:
     if setting.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(setting.device)
-    began = time.perf_counter()
+    start: dict[str, Any] = {"date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "load_average": load_average()}
+    began, processor = time.perf_counter(), time.process_time()
     measured = measure(setting)
     if setting.device.type == "cuda":
         torch.cuda.synchronize(setting.device)
-    seconds = time.perf_counter() - began
-    cost: dict[str, Any] = {"seconds": round(seconds, 3), "peak_bytes": peak_bytes(setting.device)}
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor
+    cost = {"seconds": round(seconds, 3), "processor_seconds": round(processor, 3), "peak_bytes": peak_bytes(setting.device)}
     if measured.tokens is not None:
         cost |= {"tokens": measured.tokens, "tokens_per_second": round(measured.tokens / seconds, 1)}
-    told = {f"{PREFIX}{name}": value for name, value in {**facts, **cost, **machine_facts(setting.device)}.items()}
+    told = {f"{PREFIX}{name}": value for name, value in {**facts, **start, **cost, **machine_facts(setting.device)}.items()}
     dataset = measured.dataset.assign_attrs(told)
+    # Without the encodings of a file that it was read from: they may be of another shape.
+    packed = {name: {"zlib": True, "complevel": 6} for name, found in dataset.variables.items() if _is_large(found)}
     with atomic_file(path) as temporary:
-        dataset.to_netcdf(temporary, engine="h5netcdf")
+        dataset.drop_encoding().to_netcdf(temporary, engine="h5netcdf", encoding=packed)
     return _read(path)
+
+
+def _is_large(found: xr.Variable) -> bool:
+    """Whether compressing pays: small values cost less than the table of their chunks, and texts are not compressed."""
+    return found.dtype.kind in "fiub" and found.nbytes >= _WORTH_PACKING
 
 
 def _kept(path: Path, facts: Mapping[str, Any]) -> xr.Dataset:

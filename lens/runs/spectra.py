@@ -35,7 +35,7 @@ ATTENTION_SPECTRA = NamedRun(
     "Attention of SmolLM2 at long contexts: 28 measures of every head, and their growth",
     {
         "cpu": {"model": "smollm2-135m", "lengths": [256, 512], "texts": 2},
-        "cuda": {"model": "smollm2-135m", "lengths": [1024, 2048], "texts": 4},
+        "cuda": {"model": "smollm2-135m", "lengths": [1024, 2048], "texts": 2},
     },
     pieces,
 )

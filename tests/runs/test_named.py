@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lens import panels
 from lens.base.errors import InputError
 from lens.cli import main
+from lens.runs import latency
 from lens.runs.named import RUNS, named_run
 from lens.runs.run import FinishedRun, start_run
 
@@ -45,20 +47,44 @@ def test_spectra_of_every_length_and_their_growth(tmp_path: Path):
 def test_phases_train_with_the_plans_size(tmp_path: Path):
     size = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
     done = small("three-phase", tmp_path, recipes=["three-phase-n3"], seeds=[0, 1], steps=2, model=size, text={"windows": 2})
-    assert list(done.pieces) == ["three-phase-n3-seed0", "three-phase-n3-seed1"]
-    for piece in done.pieces.values():
+    pace, *trainings = done.pieces.values()
+    assert list(done.pieces) == ["pace", "three-phase-n3-seed0", "three-phase-n3-seed1"]
+    assert float(pace.planned_steps) == 1 * 2 * 2
+    assert float(pace.planned_seconds) == pytest.approx(4 * float(pace.step_seconds.median()))
+    for piece in trainings:
         assert piece.attrs["model_hidden_size"] == 24
         assert piece.sizes["step"] == 2
     assert done.record()["three-phase-n3-seed0"]["tokens"] == 2 * 2 * 128
-    first, second = (piece.train_loss.to_numpy() for piece in done.pieces.values())
+    first, second = (piece.train_loss.to_numpy() for piece in trainings)
     assert not np.allclose(first, second)
 
 
 def test_latency_of_a_panel(tmp_path: Path):
-    piece = small("panels", tmp_path, panels=["LogitLens"], repeats=2).pieces["LogitLens"]
-    assert list(piece.control.to_numpy()) == ["text", "colour"]
-    assert (piece.least > 0).all()
+    piece = small("panels", tmp_path, panels=["CommutingRotations"], turns=3).pieces["CommutingRotations"]
+    assert list(piece.control.to_numpy()) == ["family", "offset"]
+    assert piece.wall_time.shape == (2, 3)
+    np.testing.assert_array_equal(piece.least, piece.wall_time.min("turn"))
+    np.testing.assert_array_equal(piece["first"], piece.wall_time[:, :2].max("turn"))
     assert (piece.least <= piece["median"]).all()
+    assert (piece.processor_time > 0).any()
+    assert float(piece.first_picture) > 0
+
+
+def test_a_refused_move_is_no_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(latency.MOVES, "CommutingRotations", {"offset": (4, -1)})
+    with pytest.raises(RuntimeError, match=r"CommutingRotations, offset=-1: The offset is -1"):
+        small("panels", tmp_path, panels=["CommutingRotations"], turns=2)
+
+
+def test_every_panel_is_measured_or_said_why_not():
+    known = {*latency.MOVES, *latency.NO_PANELS}
+    assert known == set(panels._PUBLIC)
+    assert not set(latency.MOVES) & set(latency.NO_PANELS)
+    for name, moves in latency.MOVES.items():
+        panel = getattr(panels, name)
+        assert moves
+        assert {*moves} <= {*panel.COMPUTED, *panel.VIEW}
+        assert all(before != after for before, after in moves.values())
 
 
 def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str]):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,7 @@ def test_a_check_stops_before_the_next_piece(run: NamedRun, counter: Counter, tm
 
 
 def test_the_record_says_how_a_piece_was_made(run: NamedRun, tmp_path: Path):
+    began = datetime.now(UTC).replace(microsecond=0)
     record = start_run(run, folder=tmp_path, seed=3).record()["first"]
     assert record["name"] == "counting"
     assert record["plan"] == "cpu"
@@ -90,6 +93,10 @@ def test_the_record_says_how_a_piece_was_made(run: NamedRun, tmp_path: Path):
     assert record["tokens"] == 300
     assert record["tokens_per_second"] > 0
     assert record["seconds"] >= 0
+    assert record["processor_seconds"] >= 0
+    assert record["load_average"] >= 0
+    made = datetime.strptime(record["date"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    assert began <= made <= datetime.now(UTC)
     assert record["peak_bytes"] > 2**20
     assert record["device_name"] == processor_name()
     assert record["driver"] == ""
@@ -130,3 +137,21 @@ def test_the_commit_is_the_checkouts():
     found = commit()
     assert (len(found.rstrip("+")) == 40) == (folder / ".git").exists()
     assert machine_facts(torch.device("cpu"))["commit"] == found
+
+
+def test_large_arrays_are_packed_and_come_back_as_they_were(tmp_path: Path):
+    values = np.repeat(np.random.default_rng(0).normal(size=8), 1000)
+    names = np.array([f"head {i}" for i in range(8000)], dtype=object)
+
+    def measured(setting: Setting) -> Measured:
+        return Measured(xr.Dataset({"value": ("place", values), "name": ("place", names), "one": 1.5}))
+
+    budgets: Mapping = {"cpu": {}, "cuda": {}}
+    done = start_run(NamedRun("large", "Large", budgets, lambda budget: {"piece": measured}), folder=tmp_path)
+    piece = done.pieces["piece"]
+    np.testing.assert_array_equal(piece.value, values)
+    np.testing.assert_array_equal(piece.name, names)
+    with h5py.File(tmp_path / "piece.nc") as file:
+        assert file["value"].compression == "gzip"
+        assert file["value"].id.get_storage_size() < values.nbytes / 20
+        assert file["one"].compression is None
