@@ -174,15 +174,15 @@ def slow_share(claims: xr.Dataset, third: int) -> float:
 
 
 _PUBLISHED: dict[str, str] = {
-    "It does so doubly exponentially, at a cubic rate": "3",
-    "With a causal mask it does so at least exponentially": "exponential",
+    "Attention alone loses rank doubly exponentially, at a cubic rate": "3",
+    "With a causal mask rank falls at least exponentially": "exponential",
 }
 _CLAIMS: tuple[tuple[str, str, str, float, Callable[[xr.Dataset], float]], ...] = (
     ("Attention alone, without skips and MLPs, loses rank", DONG, "decades of ρ lost through depth; 5 can be seen", 2.0,
      lambda claims: decades(ratios(claims, "neither"))),
-    ("It does so doubly exponentially, at a cubic rate", DONG, "growth of −ln ρ a layer; half-way to cubic 2", 2.0,
+    ("Attention alone loses rank doubly exponentially, at a cubic rate", DONG, "growth of −ln ρ a layer; half-way: 2", 2.0,
      lambda claims: growth(ratios(claims, "neither"))),
-    ("With a causal mask it does so at least exponentially", WU, "fewest decades of ρ lost over any ten layers", 0.0,
+    ("With a causal mask rank falls at least exponentially", WU, "fewest decades of ρ lost over any ten layers", 0.0,
      lambda claims: slowest_fall(ratios(claims, "neither"))),
     ("The same patterns and matrices without norms lose rank too", DONG, "decades of ρ lost through depth; 5 can be seen", 2.0,
      lambda claims: decades(claims.path_residual_ratio.to_numpy())),

@@ -226,7 +226,7 @@ CLAIMS: tuple[DriftClaim, ...] = (
                shared_part(_SHIFT[-1], _RMS[-1]), 0.8, lambda one: _shared(one, DEEP)),
     DriftClaim("A block drifts by one angle", OURS, _FOUR, "last block: shared part of squared drift",
                np.nan, 0.8, lambda one: _shared(one, THREE)),
-    DriftClaim("So it does without decay on angles", OURS, _FOUR, "last block: shared part of squared drift",
+    DriftClaim("A block drifts by one angle without decay, too", OURS, _FOUR, "last block: shared part of squared drift",
                np.nan, 0.8, lambda one: _shared(one, _CONTROLS[THREE])),
     DriftClaim("Pairs go their own ways in the last block", PAPER, _FOUR, "spread over pairs: last block over first",
                np.nan, 1.5, lambda one: _own_ways(one, THREE)),

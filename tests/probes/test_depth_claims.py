@@ -91,7 +91,7 @@ def test_verdicts_are_words_computed_from_intervals(claims, tmp_path: Path):
     assert rows == depth_verdicts(claims)
     assert len({row["claim"] for row in rows}) == len(rows) == 20
     words = {row["claim"]: row["verdict"] for row in rows}
-    assert words["And can be replaced by linear maps for nothing"] == "untested"
+    assert words["The two most linear blocks can be replaced by maps for nothing"] == "untested"
     assert words["Some activations are massive: over 100, 1,000 times the median"] == "fails"
     assert set(words.values()) <= {"holds", "fails", "open", "untested"}
     figures = [row["published"] for row in rows if row["published"]]
@@ -133,5 +133,5 @@ def test_the_record_is_of_smollm2_and_finds_its_massive_channel():
     assert (middle_layers.largest_position == 0).all()
     assert not np.isnan(record.loss_after.sel(edit=["removed", "replaced"])).any()
     rows = {row["claim"]: row["verdict"] for row in depth_verdicts(record)}
-    assert rows["Without them a model breaks"] == rows["As constants they do as well"] == "holds"
+    assert rows["Without massive activations a model breaks"] == rows["Massive activations do as well as constants"] == "holds"
     assert "untested" not in rows.values()

@@ -89,7 +89,7 @@ def test_what_is_made_is_found():
     one = found["A block drifts by one angle", "4 blocks, N = 3"]
     assert one["value"] == pytest.approx(shared / (shared + 1e-4), abs=5e-4)
     assert one["verdict"] == "holds"
-    assert found["So it does without decay on angles", "4 blocks, N = 3"]["verdict"] == "holds"
+    assert found["A block drifts by one angle without decay, too", "4 blocks, N = 3"]["verdict"] == "holds"
     own = found["Pairs go their own ways in the last block", "4 blocks, N = 3"]
     assert (own["value"], own["verdict"]) == (1.0, "fails")
     assert found["Phase means balance themselves without a horn", "no horn"]["verdict"] == "untested"

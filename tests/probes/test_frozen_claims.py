@@ -94,14 +94,14 @@ def test_verdicts_are_read_from_the_claims(claims: xr.Dataset):
     assert {row["claim"] for row in rows.values() if row["published"]} == {exact["claim"]}
     worse = frozen_verdicts(claims.assign(error=claims.error * 0 + 1e-3))[0]
     assert (worse["value"], worse["verdict"]) == (3, "fails")
-    rank = rows["The map has an extremely low rank"]
+    rank = rows["The frozen map has an extremely low rank"]
     assert rank["value"] == pytest.approx(float((32 / claims.stable_rank[:2]).mean()), abs=1e-3)
     assert np.isnan(claims.stable_rank[2])
     better = rows["Leaving the softmax out agrees better with removal"]
     ranks = claims.agreement.sel(ablation="removed", among="inner")
     assert better["value"] == pytest.approx(float((ranks.sel(score="frozen") - ranks.sel(score="gradient")).mean()), abs=1e-3)
     untested = {row["claim"]: row["verdict"] for row in frozen_verdicts(claims.assign_attrs(spectra=0))}
-    assert untested["The map has an extremely low rank"] == "untested"
+    assert untested["The frozen map has an extremely low rank"] == "untested"
 
 
 def test_refused_in_one_line(model: Model):

@@ -89,26 +89,26 @@ def test_a_planted_correlation_is_judged_as_it_is(claims):
     planted["prefix_loss"][:] = 0.0
     planted["prefix_loss"][:, 1:] = planted.nonlinearity.mean("block").expand_dims(layer=3, axis=1) * 2 + 1
     rows = {row["claim"]: row for row in microscope_verdicts(planted)}
-    strong = rows["That correlation is strong"]
+    strong = rows["The correlation of non-linearity and context is strong"]
     assert strong["value"] == pytest.approx(1, abs=1e-3)
     assert strong["verdict"] == "holds"
     planted["prefix_loss"][:] = -planted["prefix_loss"]
-    assert {row["claim"]: row for row in microscope_verdicts(planted)}["That correlation is strong"]["verdict"] == "fails"
+    assert microscope_verdicts(planted)[1]["verdict"] == "fails"
 
 
 def test_the_cost_of_deletions_is_that_of_the_deletion_test(claims):
     rows = {row["claim"]: row for row in microscope_verdicts(claims)}
     found = claims.rise_after.sel(removed="articles", drawn="chosen").mean().item()
-    assert rows["Without articles it does worse"]["value"] == pytest.approx(found, abs=1e-3)
-    assert rows["Without articles it does worse"]["published"] == "MMLU .398 to .386, Llama-3.2-3B"
+    assert rows["Without articles a model does worse"]["value"] == pytest.approx(found, abs=1e-3)
+    assert rows["Without articles a model does worse"]["published"] == "MMLU .398 to .386, Llama-3.2-3B"
     both = claims.rise_after.sel(removed="stop words and punctuation")
     against = (both.sel(drawn="chosen") - both.sel(drawn="random")).mean().item()
-    assert rows["Losing both costs more than losing random tokens"]["value"] == pytest.approx(against, abs=1e-3)
+    assert rows["Losing fillers costs more than losing random tokens"]["value"] == pytest.approx(against, abs=1e-3)
 
 
 def test_what_was_not_tried_is_untested(claims):
     rows = {row["claim"]: row for row in microscope_verdicts(claims.drop_sel(removed=["articles"]))}
-    assert rows["Without articles it does worse"]["verdict"] == "untested"
+    assert rows["Without articles a model does worse"]["verdict"] == "untested"
     assert rows["Without stop words a model does worse"]["verdict"] != "untested"
 
 

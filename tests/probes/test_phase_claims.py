@@ -47,7 +47,7 @@ def test_a_gap_that_the_multiplier_makes():
     found = rows(made_family({"three-phase-rope-only-scaled": 4 - np.log(0.92)}))
     published = found["Three phases beat a RoPE-only model", "RoPE only, embedding × √d"]
     assert (published["value"], published["verdict"], published["published"]) == (8.0, "holds", 7.2)
-    own = found["They beat one with their own embedding, too", "RoPE only, no √d"]
+    own = found["Three phases beat RoPE only with the same embedding, too", "RoPE only, no √d"]
     assert (own["value"], own["verdict"]) == (0.0, "fails")
     alone = found["RoPE only gains as much by leaving √d out", "RoPE only, embedding × √d"]
     assert (alone["value"], alone["verdict"], alone["pooled_verdict"]) == (8.0, "holds", "holds")
@@ -57,7 +57,7 @@ def test_a_gap_that_the_multiplier_makes():
 
 def test_a_gap_that_the_phases_make():
     found = rows(made_family({"three-phase-rope-only-scaled": 4.1, "three-phase-rope-only": 4.1}))
-    assert found["They beat one with their own embedding, too", "RoPE only, no √d"]["verdict"] == "holds"
+    assert found["Three phases beat RoPE only with the same embedding, too", "RoPE only, no √d"]["verdict"] == "holds"
     multiplier = found["The multiplier √d explains the gap", "RoPE only, with and without √d"]
     assert (multiplier["value"], multiplier["verdict"]) == (0.0, "fails")
 
@@ -68,7 +68,7 @@ def test_what_is_taken_away_costs():
     assert (rotation["value"], rotation["verdict"]) == (3.0, "holds")
     assert found["Learning the angles matters", "angles frozen"]["verdict"] == "fails"
     assert found["The horn helps", "no horn"]["value"] == 0.0
-    assert found["It helps the first ten positions", "no horn"]["value"] == 2.0
+    assert found["The horn helps the first ten positions", "no horn"]["value"] == 2.0
 
 
 def test_the_sweep_over_phases():
@@ -83,7 +83,7 @@ def test_the_sweep_over_phases():
     turned = made_family({f"three-phase-n{count}": loss for count, loss in exchanged.items()}).isel(seed=0)
     assert sweep_order(turned) == pytest.approx(1 - 6 * 2 / (7 * 48))
     published = {claim.claim: claim.published for claim in CLAIMS}
-    assert published["Every larger number is worse"] == 0.96
+    assert published["Every larger number of phases is worse"] == 0.96
     assert published["The more phases, the worse"] == 4.3
 
 
@@ -131,7 +131,7 @@ def test_what_was_not_trained_is_untested():
     family = made_family({}).sel(recipe=["three-phase-n1", "three-phase-n3"])
     verdicts = {row["claim"]: row["verdict"] for row in phase_verdicts(family)}
     assert verdicts["Three phases are worse than one"] == "fails"
-    assert verdicts["The horn helps"] == verdicts["Every larger number is worse"] == "untested"
+    assert verdicts["The horn helps"] == verdicts["Every larger number of phases is worse"] == "untested"
     assert {row["verdict"] for row in phase_verdicts(family.isel(seed=[0]))} == {"untested"}
 
 
@@ -142,6 +142,6 @@ def test_shipped_family():
     found = rows(family)
     assert found["Three phases beat a RoPE-only model", "RoPE only, embedding × √d"]["verdict"] == "holds"
     assert found["RoPE only gains as much by leaving √d out", "RoPE only, embedding × √d"]["verdict"] == "holds"
-    assert found["They beat one with their own embedding, too", "RoPE only, no √d"]["pooled_verdict"] == "fails"
+    assert found["Three phases beat RoPE only with the same embedding, too", "RoPE only, no √d"]["pooled_verdict"] == "fails"
     assert all(row["seeds"] == 3 for row in found.values())
     assert len(found) == len(CLAIMS)

@@ -60,12 +60,12 @@ def test_verdicts_are_computed():
     rows = {row["claim"]: row for row in relation_verdicts(good)}
     assert rows["About half of the relations are linearly decoded"]["value"] == 1
     assert rows["About half of the relations are linearly decoded"]["verdict"] == "holds"  # Wilson: 4 of 4 is above .51
-    assert rows["Its inverse edits the answer"]["verdict"] == "holds"
+    assert rows["The inverse of the map edits the answer"]["verdict"] == "holds"
     assert rows["Maps of late layers fail"]["value"] == pytest.approx(0.708, abs=1e-3)
     assert rows["Faithfulness and causality go together"]["value"] > 0.9
     bad = {row["claim"]: row for row in relation_verdicts(made_up(constant=[0.5, 0.6, 0.5, 0.6]))}
-    assert bad["The map beats one answer for all"]["verdict"] == "fails"
-    assert bad["Its inverse edits the answer"]["verdict"] == "fails"
+    assert bad["A relation's map beats one answer for all"]["verdict"] == "fails"
+    assert bad["The inverse of the map edits the answer"]["verdict"] == "fails"
     assert {row["source"] for row in bad.values() if not row["published"]} == {"ours"}
     with pytest.raises(InputError, match="2 relations"):
         relation_verdicts(good.isel(relation=slice(2)))
