@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from lens.probes.rope_training import rope_training
-from lens.runs.run import Budget, Measure, Measured, NamedRun, Setting
-from lens.training.rope_bases import RECIPE, train_rope_bases, write_rope_bases
+from lens.runs.run import Budget, Measure, Measured, NamedRun, Setting, Tally
+from lens.training.rope_bases import LENGTH, RECIPE, WINDOWS, train_rope_bases, write_rope_bases
 
 
 def pieces(budget: Budget) -> Mapping[str, Measure]:
@@ -28,6 +28,7 @@ def _trainings(setting: Setting) -> Measured:
     recipe = replace(RECIPE, steps=steps, warm_up=min(RECIPE.warm_up, steps // 10))
     chosen = {} if budget["bases"] is None else {"bases": budget["bases"]}
     seeds = [setting.seed + seed for seed in budget["seeds"]]
-    runs = list(train_rope_bases(seeds=seeds, recipe=recipe, device=str(setting.device), check=setting.check, **chosen))
+    done, device = Tally(), str(setting.device)
+    runs = list(train_rope_bases(seeds=seeds, recipe=recipe, device=device, progress=done, check=setting.check, **chosen))
     record = write_rope_bases(setting.folder / "trainings.jsonl", runs, "lens runs start rope-bases")
-    return Measured(rope_training(record), sum(int(run.get("tokens") or 0) for run in runs))
+    return Measured(rope_training(record), done.steps * WINDOWS * LENGTH or None)

@@ -11,7 +11,7 @@ import xarray as xr
 
 from lens.probes.dataset import exact
 from lens.probes.phase_training import phase_training
-from lens.runs.run import Budget, Measure, Measured, NamedRun, Setting
+from lens.runs.run import Budget, Measure, Measured, NamedRun, Setting, Tally
 from lens.training.phase_recipes import PhaseRecipe, phase_recipe
 from lens.training.three_phase import train_three_phase
 
@@ -73,7 +73,9 @@ def _pace(setting: Setting) -> Measured:
 
 def _trained(setting: Setting, *, name: str, seed: int) -> Measured:
     """A model stays beside the results, so that a training that was stopped goes on."""
-    folder = setting.folder / "models" / f"{name}-seed{seed}"
+    folder, done = setting.folder / "models" / f"{name}-seed{seed}", Tally()
     recipe = _recipe(name, setting.budget)
-    trained = train_three_phase(recipe, seed=setting.seed + seed, device=setting.device, folder=folder, check=setting.check)
-    return Measured(phase_training(trained.record), trained.record.tokens)
+    trained = train_three_phase(
+        recipe, seed=setting.seed + seed, device=setting.device, folder=folder, progress=done, check=setting.check
+    )
+    return Measured(phase_training(trained.record), done.steps * recipe.text.windows * recipe.text.length or None)

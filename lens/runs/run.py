@@ -62,6 +62,16 @@ class Measured:
 Measure = Callable[[Setting], Measured]
 
 
+class Tally:
+    """A progress callback that counts its calls, one a step: what was done now, without what was kept from before."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def __call__(self, step: Step) -> None:
+        self.steps += 1
+
+
 @dataclass(frozen=True)
 class NamedRun:
     """A measurement with a name.
