@@ -18,7 +18,7 @@ from lens.probes.early_exit import early_exit
 from lens.probes.kept import shipped_tuned_lens, shortcuts_for
 from lens.probes.linearity import linearity
 from lens.probes.procrustes import procrustes
-from lens.probes.shortcuts import noise_floor
+from lens.probes.shortcuts import fit_shortcuts, noise_floor
 from lens.probes.translator import Translator
 
 T = TypeVar("T")
@@ -86,6 +86,11 @@ class Work:
     def floor(self) -> xr.Dataset:
         """What maps explain of the states of other tokens."""
         return self._once("floor", lambda: noise_floor(self.moments.train, self.moments.test))
+
+    @property
+    def score(self) -> xr.Dataset:
+        """R² of shortcuts between all pairs of the moments."""
+        return self._once("score", lambda: fit_shortcuts(self.moments.train).score(self.moments.test))
 
     @property
     def steps(self) -> xr.Dataset:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lens.base.errors import Cancelled, InputError, LensError
+from lens.base.errors import Cancelled, InputError, LensError, UnsupportedModelError
 from lens.base.files import atomic_file
 from lens.base.progress import Progress
 from lens.base.provenance import library_versions
@@ -18,7 +18,16 @@ from lens.figures.report import Report, Section, report_page
 from lens.models.catalogue import NAMED_MODELS
 from lens.models.load import load
 from lens.models.model import Model
-from lens.report import linearity_section, model_section, rotary_section, rotation_section
+from lens.report import (
+    attention_section,
+    exit_section,
+    linearity_section,
+    model_section,
+    rotary_section,
+    rotation_section,
+    shortcuts_section,
+    spectrum_section,
+)
 from lens.report.work import Work
 
 
@@ -33,6 +42,10 @@ _CHAPTERS = (
     _Chapter("checks", "Self-checks", model_section.section),
     _Chapter("linearity", "Linearity of the blocks", linearity_section.section),
     _Chapter("rotation", "Rotation from layer to layer", rotation_section.section),
+    _Chapter("shortcuts", "Linear shortcuts", shortcuts_section.section),
+    _Chapter("early-exit", "Early exit", exit_section.section),
+    _Chapter("residual-spectrum", "Spectra of the residual stream", spectrum_section.section),
+    _Chapter("attention-spectra", "Spectra of attention", attention_section.section),
     _Chapter("rotary", "Rotary positions", rotary_section.section),
 )
 
@@ -90,6 +103,8 @@ def _made(chapter: _Chapter, work: Work) -> Section:
         return chapter.section(work)
     except Cancelled:
         raise
+    except UnsupportedModelError as error:  # what to try would be another model, which is no help here
+        return Section(chapter.anchor, chapter.title, missing=f"Does not apply to this model. {error.found}.")
     except LensError as error:
         return Section(chapter.anchor, chapter.title, missing=f"Not measured. {error}")
 
