@@ -15,6 +15,7 @@ import json
 import re
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -283,11 +284,21 @@ def _file_docstrings(path: Path) -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # other people's escapes
         tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)):
             prose = _prose(ast.get_docstring(node) or "")
             if prose:
                 yield prose
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """What can hold a statement, in the order of `ast.walk`, which spends half of the reading on expressions."""
+    waiting = deque[ast.AST]([tree])
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+            waiting.extend(getattr(node, name, ()))
 
 
 def _prose(text: str) -> str:

@@ -308,17 +308,16 @@ print(found.digest, sorted({"scipy", "torch", "numpy"} & set(sys.modules)))
 """
 
 
-def test_docstrings_are_the_same_however_often_they_are_read(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Twice from the installed files, once of them in a process that imports no package it reads."""
-    monkeypatch.setenv("LENS_OFFLINE", "1")
-    environment = os.environ | {"LENS_CACHE": str(tmp_path / "second"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "error", "-c", CHILD]
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_docstrings_are_the_same_however_often_they_are_read(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """What this process has is what one reads anew from the installed files that imports none of their packages."""
+    environment = os.environ | {"LENS_CACHE": str(own_cache), "LENS_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    child = subprocess.run([sys.executable, "-W", "error", "-c", CHILD], env=environment, capture_output=True, text=True)
+    monkeypatch.undo()  # back to the cache that is shared
     found = corpus("docstrings")
     (name,) = kept(own_cache)
     assert re.fullmatch(r"docstrings-numpy[\d.]+-scipy[\d.]+-torch\d[^-]+-r\d+\.jsonl", name)
-    assert child.communicate() == (f"{found.digest} []\n", "")
-    assert (tmp_path / "second" / "corpora" / name).read_bytes() == (own_cache / "corpora" / name).read_bytes()
+    assert (child.stdout, child.stderr) == (f"{found.digest} []\n", "")
+    assert (corpora.cache_folder() / "corpora" / name).read_bytes() == (own_cache / "corpora" / name).read_bytes()
     assert len(found) > 3000
     assert sum(len(d.text) for d in found.documents) > 10**6
     assert not [d.text for d in found.documents if ">>>" in d.text or "---" in d.text]
