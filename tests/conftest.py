@@ -7,14 +7,18 @@ from pathlib import Path
 
 # Before torch: two torch processes that spin while waiting starve each other on a small machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-if "PYTEST_XDIST_WORKER" in os.environ:  # one core each, for what they start as well
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 
 import lens
 from tests.models.families import build, word_tokenizer
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With -n one core for each worker and what it starts, told before they start: numpy reads it when it is loaded."""
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
