@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -46,6 +47,7 @@ MOVES: Mapping[str, Moves] = {
     "AbsorbedRotation": {"text": _TEXTS, "absorbed": (True, False), "layer": (1, 2)},
     "PhaseTraining": {"num_phases": (1, 3), "layer": (1, 2)},
     "TokenMicroscope": {"text": _TEXTS, "measure": ("recovered", "nonlinearity"), "position": (5, 7)},
+    "Claims": {"search": ("attention", "rotation"), "verdict": ("fails", "holds")},
     "PhaseView": {"text": _TEXTS, "measure": ("mean", "length"), "phases": (1, 3)},
 }
 """For every panel its controls, each with two settings that it is moved between; none is what the one before it left."""
@@ -53,7 +55,13 @@ MOVES: Mapping[str, Moves] = {
 NO_PANELS: Mapping[str, str] = {"side_by_side": "two logit lenses in one row, each measured as LogitLens"}
 """What else `lens.panels` has, and why it is not measured."""
 
-_WITHOUT_MODEL = ("RopeExplorer", "RopeBounds", "CommutingRotations", "PhaseWheel")  # or with one that they open themselves
+_WITHOUT_MODEL = (
+    "RopeExplorer",
+    "RopeBounds",
+    "CommutingRotations",
+    "PhaseWheel",
+    "Claims",
+)  # or with one that they open themselves
 
 
 def pieces(budget: Budget) -> Mapping[str, Measure]:
@@ -76,11 +84,11 @@ def _latency(setting: Setting, *, name: str) -> Measured:
     """
     opened, moves = _opener(setting, name), MOVES[name]
     panel, first = _opened(setting, opened)
-    panel.close()
+    _close(panel)
     panel, following = _opened(setting, opened)
     turns = [_moved(setting, panel, control, moves[control]) for control in moves]
     wall, processor = (np.array(found) for found in zip(*turns, strict=True))
-    panel.close()
+    _close(panel)
     found = {
         "first_picture": exact((), first, "opening with the model loaded, where a fit may have to be made first", "s"),
         "next_opening": exact((), following, "opening it once more", "s"),
@@ -123,6 +131,16 @@ def _opened(setting: Setting, opened: Callable[[], Any]) -> tuple[Any, float]:
 def _require_picture(panel: Any, what: str) -> None:
     if panel.error is not None:
         raise RuntimeError(f"{type(panel).__name__}, {what}: {panel.error}")
+
+
+def _close(panel: Any) -> None:
+    """With all that it is made of: a control that stays open holds its panel in memory, moments and all."""
+    waiting = [panel]
+    while waiting:
+        widget = waiting.pop()
+        waiting += getattr(widget, "children", ())
+        widget.close()
+    gc.collect()
 
 
 def _moved(setting: Setting, panel: Any, control: str, values: tuple[Any, Any]) -> tuple[list[float], list[float]]:
