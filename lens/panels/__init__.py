@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lens.panels.absorbed_rotation import AbsorbedRotation as AbsorbedRotation
     from lens.panels.attention_atlas import AttentionAtlas as AttentionAtlas
+    from lens.panels.claims import Claims as Claims
     from lens.panels.commuting import CommutingRotations as CommutingRotations
     from lens.panels.depth_collapse import DepthCollapse as DepthCollapse
     from lens.panels.depth_lab import DepthLab as DepthLab
@@ -55,6 +56,7 @@ _PUBLIC = {
     "PhaseTraining": "phase_training",
     "TokenMicroscope": "token_microscope",
     "PhaseView": "phase_view",
+    "Claims": "claims",
 }
 
 
