@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -121,16 +122,13 @@ def find_anatomy(module: nn.Module, token_ids: torch.Tensor, override: Mapping[s
 def _trace(module: nn.Module, token_ids: torch.Tensor) -> list[_Call]:
     calls: list[_Call] = []
 
-    def record(path: str, opened: bool):
-        def hook(*_: Any) -> None:
-            calls.append(_Call(path, opened))
-
-        return hook
+    def record(path: str, opened: bool, *_: Any) -> None:
+        calls.append(_Call(path, opened))
 
     with ExitStack() as stack, torch.no_grad():
         for path, part in module.named_modules():
-            for handle in (part.register_forward_pre_hook(record(path, True)), part.register_forward_hook(record(path, False))):
-                stack.callback(handle.remove)
+            stack.callback(part.register_forward_pre_hook(partial(record, path, True)).remove)
+            stack.callback(part.register_forward_hook(partial(record, path, False)).remove)
         module(input_ids=token_ids, use_cache=False)
     return calls
 

@@ -168,7 +168,7 @@ def _through_own_code(model: Model, blocks: Sequence[int], note: Callable[[int, 
     handles = []
     for index, part in attention.items():
         assert part is not None  # refused above
-        handles.append(part.register_forward_pre_hook(watch.enter(index)))
+        handles.append(part.register_forward_pre_hook(partial(watch.enter, index)))
         handles.append(part.register_forward_hook(watch.leave))
     with hooks_on(handles), watch:
         yield
@@ -202,11 +202,8 @@ class _TorchKernel(TorchFunctionMode):
         super().__init__()
         self._note, self._block = note, None
 
-    def enter(self, index: int) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            self._block = index
-
-        return hook
+    def enter(self, index: int, *_: Any) -> None:
+        self._block = index
 
     def leave(self, *_: Any) -> None:
         self._block = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -198,30 +199,26 @@ class Continuation:
         if kept is not None and copies > 1:
             kept.batch_repeat_interleave(copies)
         blocks = [block.module for block in self.model.anatomy.blocks]
-        handles = [blocks[0].register_forward_pre_hook(_entering(visit), with_kwargs=True)]
-        handles += [block.register_forward_hook(_leaving(visit, number + 1)) for number, block in enumerate(blocks)]
+        handles = [blocks[0].register_forward_pre_hook(partial(_enter, visit), with_kwargs=True)]
+        handles += [block.register_forward_hook(partial(_leave, visit, number)) for number, block in enumerate(blocks, start=1)]
         ids = self._ids[:, self._start :].expand(copies, -1)
         kept = {} if kept is None else {"past_key_values": kept}
         with hooks_on(handles):
             self.model.module.base_model(input_ids=ids, use_cache=bool(kept), **kept)
 
 
-def _entering(visit: Callable[[int, Tensor], Tensor]) -> Callable[..., Any]:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (visit(0, args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": visit(0, kwargs["hidden_states"])}
+def _enter(
+    visit: Callable[[int, Tensor], Tensor], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (visit(0, args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": visit(0, kwargs["hidden_states"])}
 
-    return hook
 
-
-def _leaving(visit: Callable[[int, Tensor], Tensor], layer: int) -> Callable[..., Any]:
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, (tuple, list)):
-            return type(output)([visit(layer, output[0]), *output[1:]])
-        return visit(layer, output)
-
-    return hook
+def _leave(visit: Callable[[int, Tensor], Tensor], layer: int, _module: nn.Module, _args: Any, output: Any) -> Any:
+    if isinstance(output, (tuple, list)):
+        return type(output)([visit(layer, output[0]), *output[1:]])
+    return visit(layer, output)
 
 
 @contextmanager

@@ -8,8 +8,9 @@ over heads of what their patterns carry is what the attention module gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -157,21 +158,18 @@ def _watch(model: Model, ids: Sequence[int], blocks: Sequence[int]) -> dict[int,
         ends = () if parts.mlp is None else parts.mlp
         inner = () if parts.attention is None else parts.attention.modules()
         for module in dict.fromkeys((parts.module, *inner, *parts.norms, *ends)):
-            handles.append(module.register_forward_hook(_note(found[block]), with_kwargs=True))
+            handles.append(module.register_forward_hook(partial(_note, found[block]), with_kwargs=True))
     tokens = torch.tensor([list(ids)], device=model.device)
     with torch.no_grad(), hooks_on(handles):
         model.module.base_model(input_ids=tokens, use_cache=False)
     return found
 
 
-def _note(seen: _Seen) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        taken = args[0] if args else kwargs.get("hidden_states")
-        given = output[0] if isinstance(output, (tuple, list)) else output
-        if isinstance(taken, Tensor) and isinstance(given, Tensor):
-            seen.taken[module], seen.given[module] = taken.detach().clone(), given.detach().clone()
-
-    return hook
+def _note(seen: _Seen, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    taken = args[0] if args else kwargs.get("hidden_states")
+    given = output[0] if isinstance(output, (tuple, list)) else output
+    if isinstance(taken, Tensor) and isinstance(given, Tensor):
+        seen.taken[module], seen.given[module] = taken.detach().clone(), given.detach().clone()
 
 
 def _rows(states: Tensor) -> np.ndarray:

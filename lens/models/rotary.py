@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -244,7 +245,7 @@ class _Watch:
         handles = [part.register_forward_hook(self._note, with_kwargs=True) for part in dict.fromkeys(modules)]
         for index, block in enumerate(model.anatomy.blocks):
             part = block.attention if block.attention is not None else block.module
-            handles.append(part.register_forward_hook(self._try(index), with_kwargs=True))
+            handles.append(part.register_forward_hook(partial(self._try, index), with_kwargs=True))
         with torch.no_grad(), evaluation_mode(model.module), hooks_on(handles):
             model.module(input_ids=ids, use_cache=False)
 
@@ -262,14 +263,11 @@ class _Watch:
         layer_type = next((v for v in (*args, *kwargs.values()) if isinstance(v, str) and v in types), None)
         self._calls.setdefault((module, layer_type), (_Call(args, kwargs, 8), output))
 
-    def _try(self, index: int):
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            for key, (_, given) in self._calls.items():
-                others, found = _silenced((args, kwargs), given if isinstance(given, (tuple, list)) else (given,))
-                if found and _differ(_first(module.forward(*others[0], **others[1])), _first(output)):
-                    self._users.setdefault(key, []).append(index)
-
-        return hook
+    def _try(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        for key, (_, given) in self._calls.items():
+            others, found = _silenced((args, kwargs), given if isinstance(given, (tuple, list)) else (given,))
+            if found and _differ(_first(module.forward(*others[0], **others[1])), _first(output)):
+                self._users.setdefault(key, []).append(index)
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:

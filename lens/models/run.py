@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -140,28 +141,22 @@ class _Capture:
         self.handles: list[Any] = []
         for layer, block in enumerate(anatomy.blocks):
             if layer == 0 or check is not None:
-                self.handles.append(block.module.register_forward_pre_hook(self._before(layer), with_kwargs=True))
-            self.handles.append(block.module.register_forward_hook(self._after(layer + 1)))
+                self.handles.append(block.module.register_forward_pre_hook(partial(self._before, layer), with_kwargs=True))
+            self.handles.append(block.module.register_forward_hook(partial(self._after, layer + 1)))
 
     @property
     def residual(self) -> Tensor:
         assert self._residual is not None  # anatomy was proved on this module: the blocks ran
         return self._residual
 
-    def _before(self, layer: int):
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.check is not None:
-                self.check()
-            if layer == 0:
-                self._keep(0, args[0] if args else kwargs["hidden_states"])
+    def _before(self, layer: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.check is not None:
+            self.check()
+        if layer == 0:
+            self._keep(0, args[0] if args else kwargs["hidden_states"])
 
-        return hook
-
-    def _after(self, layer: int):
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            self._keep(layer, output[0] if isinstance(output, (tuple, list)) else output)
-
-        return hook
+    def _after(self, layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._keep(layer, output[0] if isinstance(output, (tuple, list)) else output)
 
     def _keep(self, layer: int, state: Any) -> None:
         shape = tuple(getattr(state, "shape", ()))

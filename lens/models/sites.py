@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,8 +81,9 @@ class SiteCapture:
         self._seen: set[int] = set()
         self.handles: list[Any] = []
         for number, site in enumerate(found):
-            self.handles.append(site.first.register_forward_pre_hook(self._enters(number), with_kwargs=True))
-            self.handles.append(site.last.register_forward_hook(self._leaves(len(found) + number), with_kwargs=True))
+            enters, leaves = partial(self._enters, number), partial(self._leaves, len(found) + number)
+            self.handles.append(site.first.register_forward_pre_hook(enters, with_kwargs=True))
+            self.handles.append(site.last.register_forward_hook(leaves, with_kwargs=True))
 
     @property
     def states(self) -> Tensor:
@@ -96,19 +98,13 @@ class SiteCapture:
         assert self._states is not None  # all places were filled
         return self._states
 
-    def _enters(self, place: int):
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._keep(place, args[0] if args else kwargs.get("hidden_states"))
+    def _enters(self, place: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._keep(place, args[0] if args else kwargs.get("hidden_states"))
 
-        return hook
-
-    def _leaves(self, place: int):
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            state = output[0] if isinstance(output, (tuple, list)) else output
-            stream = added_stream(module, args, kwargs)
-            self._keep(place, state if stream is None else state - stream)
-
-        return hook
+    def _leaves(self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        state = output[0] if isinstance(output, (tuple, list)) else output
+        stream = added_stream(module, args, kwargs)
+        self._keep(place, state if stream is None else state - stream)
 
     def _keep(self, place: int, state: Any) -> None:
         shape = tuple(getattr(state, "shape", ()))
