@@ -26,6 +26,7 @@ _GREYS = {
     PAPER: ("paper", DARK_PAPER),
 }
 _ON_A_PAGE = {"#000000": "ink"}  # black lines, beside the text
+_SIZE = (4.6, 3.6)  # inches; smaller than a picture of its own, so that its words are read on a narrow screen
 _DOTS = 150  # per inch, of cells that are drawn as a picture
 _REFERENCE = re.compile(r"(?:^|url\()#([^)]+)")
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -47,9 +48,11 @@ def inline_svg(plot: Plot, number: int, label: str, selected: Any = None) -> str
     """
     import matplotlib
 
-    held = {"svg.fonttype": "none", "svg.hashsalt": "lens", "text.color": INK, "axes.labelcolor": INK}
+    coloured = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    held: Any = {"svg.fonttype": "none", "svg.hashsalt": "lens", **coloured}
     with matplotlib.rc_context(held):
         figure = static_figure(chart([plot]), {plot["name"]: selected})
+        figure.set_size_inches(_SIZE)
         for axes in figure.axes:
             for cells in axes.collections:
                 # Only cells have a map of colours; intervals and dots stay shapes.

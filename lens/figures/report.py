@@ -68,7 +68,6 @@ class Table:
         header: one title per column.
         rows: cells; None and NaN show as a dash.
         csv: the file's content, "" for none.
-        digits: decimals of floats.
     """
 
     name: str
@@ -76,7 +75,6 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     csv: str = ""
-    digits: int = 3
 
 
 @dataclass(frozen=True)
@@ -184,19 +182,21 @@ def _section(section: Section, title: str, numbered: Any) -> str:
 
 
 def _picture(picture: Picture, number: int) -> str:
-    drawn = inline_svg(picture.plot, number, picture.caption, picture.selected)
+    drawn = inline_svg(picture.plot, number, visible(picture.caption), picture.selected)
     return f"<figure>{drawn}<figcaption>{_text(picture.caption)}</figcaption></figure>"
 
 
 def _table(table: Table, title: str) -> str:
-    numeric = [all(_is_number(row[column]) for row in table.rows) for column in range(len(table.header))]
+    columns = list(zip(*table.rows, strict=True))
+    numeric = [all(map(_is_number, column)) for column in columns]
+    digits = [_digits(column) for column in columns]
 
     def line(cells: Sequence[str], tag: str) -> str:
         made = (f"<{tag}{' class=number' if right else ''}>{cell}</{tag}>" for cell, right in zip(cells, numeric, strict=True))
         return f"<tr>{''.join(made)}</tr>"
 
     head = line([_text(name) for name in table.header], "th")
-    body = "".join(line([_cell(value, table.digits) for value in row], "td") for row in table.rows)
+    body = "".join(line([_cell(*cell) for cell in zip(row, digits, strict=True)], "td") for row in table.rows)
     caption = f"<caption>{_text(table.caption)}</caption>"
     shown = f'<div class="scroll"><table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>'
     return f"{shown}{_file(table, title)}"
@@ -216,6 +216,12 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float, np.number)) and not isinstance(value, bool))
 
 
+def _digits(column: Sequence[Any]) -> int:
+    """Decimals of a column's floats, so that the largest has about four figures."""
+    known = [abs(float(value)) for value in column if isinstance(value, (float, np.floating)) and np.isfinite(value)]
+    return max(0, 3 - len(str(int(max(known, default=0)))) + 1) if max(known, default=0) >= 1 else 3
+
+
 def _cell(value: Any, digits: int) -> str:
     if value is None or (isinstance(value, (float, np.floating)) and not np.isfinite(value)):
         return "–"
@@ -233,4 +239,4 @@ def _linked(source: str) -> str:
 
 def _text(text: str) -> str:
     """Names of models and words of texts among it: nothing is hidden, reordered or read as markup."""
-    return html_safe(visible(text))
+    return html_safe(visible(text)).replace(" %", "\u00a0%")

@@ -7,6 +7,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from lens.figures.chart import BLUE, ORANGE, Plot, axis, heat_map, lines, rule, series
+from lens.figures.early_exit import NAMES
 
 
 def wavelength_plot(wavelength: ArrayLike, context: int) -> Plot:
@@ -50,6 +51,19 @@ def leading_plot(spectrum: xr.Dataset) -> Plot:
     return lines(
         "layer", spectrum.layer, curves, x_axis="layer", y_axis=axis("share of variance", range=(0.0, 1.0)), rules=[null]
     )
+
+
+def kl_plot(readings: xr.Dataset) -> Plot:
+    """Distance of what each lens reads from what the model says, on a logarithmic axis, which leaves out the last layer's zero.
+
+    Args:
+        readings: from `lens.compare_lenses`.
+    """
+    curves = [
+        series(NAMES.get(str(lens), str(lens)), here.kl_to_final, low=here.kl_low, high=here.kl_high)
+        for lens, here in ((lens, readings.sel(lens=lens)) for lens in readings.lens.to_numpy())
+    ]
+    return lines("layer", readings.layer, curves, x_axis="layer", y_axis=axis("KL(model‖lens)", "nats", scale="log"))
 
 
 def heads_plot(heads: xr.Dataset, name: str, limits: tuple[float, float] | None) -> Plot:

@@ -178,7 +178,7 @@ def _draw_scatter(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
     for n, group in enumerate(plot["groups"]):
         places = np.array([[dot["x"], dot["y"]] for dot in plot["dots"] if dot["group"] == n])
         look: dict[str, Any] = {"marker": _MARKERS[group["marker"]], "color": seen(group["colour"]), "zorder": 3}
-        axes.plot(*places.T, linestyle="", markersize=5, label=_label(group["name"]) or None, **look)
+        axes.plot(*places.T, linestyle="", markersize=5, label=_text(group["name"]) or None, **look)
     _draw_rules(axes, plot["rules"])
     _scale(axes, plot["x"], plot["y"])
     shown = [(dot, "#333") for dot in plot["dots"] if dot["label"] in plot["named"] and dot["label"] != chosen]

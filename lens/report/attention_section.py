@@ -53,7 +53,7 @@ def section(work: Work) -> Section:
             f"{given}. The median head spreads its attention to {part(entropy)} of the entropy of uniform attention.",
         ],
         notable=[f"{given}."],
-        pictures=[Picture(heads_plot(mean, name, MEASURES[name].range), _caption(name)) for name in _DRAWN],
+        pictures=[Picture(heads_plot(mean, name, _range(name, size)), _caption(name)) for name in _DRAWN],
         tables=[_table(mean, heads)],
         how=f"the first {size} tokens of {len(articles)} articles of {work.corpus.name} that no map was fitted on "
         f"({'; '.join(f'“{visible(text[:_BEGINNING].strip())}…”' for text, _ in articles)}); means over the articles.",
@@ -91,8 +91,12 @@ def _table(mean: xr.Dataset, heads: xr.Dataset) -> Table:
     blocks = mean.block.to_numpy()
     rows = [[int(blocks[k]), *(float(by_block[name][k]) for name in _DRAWN), int(sinks[k])] for k in thinned(len(blocks))]
     header = ("block", "effective rank", "stable rank", "entropy over uniform", "to the first token", "heads that give it half")
-    caption = f"medians over the heads of {len(rows)} of {len(blocks)} blocks"
+    caption = f"Medians over the heads of {len(rows)} of the {len(blocks)} blocks"
     return Table("attention", caption, header, rows, table_csv(heads, _MEASURES, ["article", "block", "head"]))
+
+
+def _range(name: str, size: int) -> tuple[float, float] | None:
+    return (0.0, float(size)) if name == "effective_rank" else MEASURES[name].range
 
 
 def _caption(name: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import xarray as xr
 
-from lens.figures.early_exit import NAMES, early_exit_chart
+from lens.figures.early_exit import early_exit_chart
 from lens.figures.export import table_csv
 from lens.figures.report import Picture, Section, Table
 from lens.probes.early_exit import SOURCE
+from lens.report.words import lens_name
 from lens.report.work import Work
 
 _STRICTNESS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -19,7 +20,7 @@ def section(work: Work) -> Section:
     lenses = [str(lens) for lens in exits.lens.to_numpy()]
     saved = {lens: exits.sel(lens=lens) for lens in lenses}
     told = [
-        f"{100 * float(found.saved_at_95):.1f} % of the blocks by the {_name(lens)} (95 % interval "
+        f"{100 * float(found.saved_at_95):.1f} % of the blocks by the {lens_name(lens)} (95 % interval "
         f"{100 * float(found.saved_at_95_low):.1f} to {100 * float(found.saved_at_95_high):.1f} %)"
         for lens, found in saved.items()
     ]
@@ -36,8 +37,8 @@ def section(work: Work) -> Section:
         notable=[f"Where 95 % of the words stay the model's own, stopping early saves {_most(exits, best)}."],
         pictures=[Picture(curve, "Words that stay the model's own, against blocks saved")],
         tables=[Table(
-            "early-exit", "some strictnesses λ: share of blocks saved, and of words that stay",
-            ("λ", *(f"{_name(lens)}, {what}" for lens in lenses for what in ("saved", "words"))), rows,
+            "early-exit", "Some strictnesses λ: share of blocks saved, and of words that stay",
+            ("λ", *(f"{lens_name(lens)}, {what}" for lens in lenses for what in ("saved", "words"))), rows,
             table_csv(exits, ["agreement", "layers_run", "layers_saved"], ["lens", "strictness"]),
         )],
         how=f"{exits.attrs['tokens']:,} tokens of {exits.attrs['documents']} articles that no map was fitted on, windows of "
@@ -47,13 +48,9 @@ def section(work: Work) -> Section:
 
 
 def _most(exits: xr.Dataset, lens: str) -> str:
-    return f"{100 * float(exits.saved_at_95.sel(lens=lens)):.1f} % of the blocks at most ({_name(lens)})"
+    return f"{100 * float(exits.saved_at_95.sel(lens=lens)):.1f} % of the blocks at most ({lens_name(lens)})"
 
 
 def _at(exits: xr.Dataset, strictness: float) -> tuple[float, float]:
     here = exits.sel(strictness=strictness, method="nearest")
     return float(here.layers_saved), float(here.agreement)
-
-
-def _name(lens: str) -> str:
-    return NAMES.get(lens, lens)

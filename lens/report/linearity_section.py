@@ -51,7 +51,7 @@ def section(work: Work) -> Section:
             Picture(in_sample, "The same on the fitted tokens, as published", worst),
             Picture(steps, f"Ever freer maps in the place of block {worst}"),
         ],
-        tables=[Table("linearity", f"{len(rows)} of {scores.sizes['block']} blocks", ("block", *_COLUMNS.values()), rows,
+        tables=[Table("linearity", f"{len(rows)} of the {scores.sizes['block']} blocks", ("block", *_COLUMNS.values()), rows,
                       table_csv(scores, [str(name) for name in scores.data_vars], ["block"]))],
         how=f"{work.said()}; ridge {scores.attrs['ridge']:g} of the mean variance.",
         source=SOURCE,

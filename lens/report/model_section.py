@@ -21,17 +21,18 @@ def section(work: Work) -> Section:
     model = work.model
     checks = model.checks()
     proof = model.readout_check
+    off = f"to within {proof.relative_error:.2g} of the largest (at most {proof.tolerance:.2g} is allowed)"
+    exact = off if proof.relative_error else "exactly"
     return Section(
         "checks",
         "Self-checks",
         says=[
-            f"The last state, read through the model's own norm and head, gives its logits to within {proof.relative_error:.2g} "
-            f"of the largest (at most {proof.tolerance:.2g} is allowed); later tokens leave earlier logits alone, and all "
-            "weights are finite. A model that fails any of these is not opened at all.",
+            f"The last state, read through the model's own norm and head, gives its logits {exact}; later tokens leave earlier "
+            "logits alone, and all weights are finite. A model that fails any of these is not opened at all.",
         ],
         tables=[
-            Table("checks", "proved when the model was opened, and tried now", ("check", "finding"), list(checks.items())),
-            Table("anatomy", "its parts", ("part", "size"), list(_anatomy(model).items())),
+            Table("checks", "Proved when the model was opened, and tried now", ("check", "finding"), list(checks.items())),
+            Table("anatomy", "Its parts", ("part", "size"), list(_anatomy(model).items())),
         ],
         how="eight made-up token ids, with and without the hooks that all else on this page reads through.",
     )

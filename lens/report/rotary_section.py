@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from lens.figures.export import table_csv
@@ -27,7 +28,7 @@ def section(work: Work) -> Section:
     """Every table of the model: its lanes, and every theory with its verdict."""
     settings = rotary_settings(work.model)
     practice = rope_practice(models=settings)
-    parts = [_part(one, practice) for one in settings]
+    parts = [_part(one, practice, len(settings) > 1) for one in settings]
     return Section(
         "rotary",
         "Rotary positions",
@@ -49,6 +50,7 @@ class _Part:
     practice: xr.Dataset
     setting: xr.Dataset
     rows: list[dict[str, Any]]
+    one_of_several: bool
 
     @property
     def name(self) -> str:
@@ -62,22 +64,23 @@ class _Part:
     def verdict(self) -> str:
         """How many theories are met, and by name those that are not."""
         facts = self.setting.attrs
-        refused = [f"{row['name']} asks for {row['bound']} {in_words(row['required'])}" for row in self.rows if not row["met"]]
-        told = f"; {', '.join(refused)}" if refused else ""
+        refused = [f"“{row['name']}” asks for {row['bound']} {in_words(row['required'])}" for row in self.rows if not row["met"]]
+        told = f"; {'; '.join(refused)}" if refused else ""
         base = "Base" if facts["base"] == self.settings.facts["base"] else "Effective base"
         place = f"{base} {in_words(facts['base'])} for {facts['context']:,} tokens"
         return f"{place}: {len(self.rows) - len(refused)} of {len(self.rows)} theories of the rotary base are met{told}."
 
     def says(self) -> list[str]:
         """Verdict and lanes."""
-        lanes, facts = self.lanes, self.settings.facts
-        kind = "" if facts["kind"] == "default" else f" ({facts['kind']})"
+        lanes, kind = self.lanes, str(self.settings.facts["kind"])
+        start = f"{self.name}: " if self.one_of_several else ""
+        start += "" if kind == "default" else f"Frequencies scaled by {kind}. "
         negative = float(lanes.first_negative)
         kernel = (
             "stays above zero over the whole context" if negative != negative else f"falls below zero at {negative:,.0f} tokens"
         )
         return [
-            f"{self.name}{kind}: {self.verdict()}",
+            f"{start}{self.verdict()}",
             f"{int(lanes.slow_lanes)} of {int(lanes.lanes)} lanes complete no turn within the context, "
             f"{int(lanes.constant_lanes)} keep their cosine at {self.setting.attrs['epsilon']:g} or above all the way; the "
             f"kernel of relative positions {kernel}.",
@@ -107,9 +110,9 @@ class _Part:
     def _csv(self) -> str:
         """With every sentence that speaks against each."""
         columns = {
-            "required": exact(("theory",), [row["required"] for row in self.rows], "required base"),
+            "required": exact(("theory",), np.array([row["required"] for row in self.rows]), "required base"),
             "bound": texts(("theory",), [row["bound"] for row in self.rows], "kind of bound"),
-            "met": variable(("theory",), [row["met"] for row in self.rows], "whether the model meets it"),
+            "met": variable(("theory",), np.array([row["met"] for row in self.rows]), "whether the model meets it"),
             "assumptions": texts(("theory",), [row["assumptions"] for row in self.rows], "what it takes for granted"),
             "against": texts(("theory",), [" ".join(row["against"]) for row in self.rows], "what speaks against it"),
         }
@@ -117,9 +120,10 @@ class _Part:
         return table_csv(xr.Dataset(columns, names), list(columns), ["theory"])
 
 
-def _part(settings: RotarySettings, practice: xr.Dataset) -> _Part:
+def _part(settings: RotarySettings, practice: xr.Dataset, one_of_several: bool) -> _Part:
     facts = settings.facts
     base = float(practice.effective_base.sel(model=facts["model"]))
     setting = rope_bounds(facts["context"], facts["layers"], facts["width"], base)
     problems = rope_problems(setting, practice)
-    return _Part(settings, practice, setting, hypotheses(setting, practice, problems, list(THEORIES), facts["model"]))
+    rows = hypotheses(setting, practice, problems, list(THEORIES), facts["model"])
+    return _Part(settings, practice, setting, rows, one_of_several)

@@ -43,7 +43,7 @@ def section(work: Work) -> Section:
             Picture(charts["blocks"][1], f"All angles of block {int(steps.from_layer[most])}'s rotation"),
         ],
         tables=[Table(
-            "rotation", f"{len(rows)} of {steps.sizes['pair']} blocks",
+            "rotation", f"{len(rows)} of the {steps.sizes['pair']} blocks",
             ("block", "energy angle (degrees)", "of two fits (degrees)", "similarity, held out", "scale"), rows,
             _csv(work),
         )],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from lens.figures.early_exit import NAMES, early_exit_chart
+from lens.figures.early_exit import early_exit_chart
 from lens.figures.export import table_csv
 from lens.figures.linear_shortcuts import shortcut_chart
 from lens.figures.report import Picture, Section, Table
+from lens.figures.report_plots import kl_plot
 from lens.probes.compare_lenses import SOURCE
-from lens.report.words import percent, thinned
+from lens.report.words import lens_name, percent, thinned
 from lens.report.work import Work
 
 _HALF = 0.5
@@ -29,7 +30,7 @@ def section(work: Work) -> Section:
     )
     unchanged = percent(float(middle.identity_r2_pooled))
     agreement = _agreement(readings)
-    charts = {name: early_exit_chart(readings, work.exits, name)["plots"][0] for name in ("precision_1", "kl_to_final")}
+    words = early_exit_chart(readings, work.exits, "precision_1")["plots"][0]
     pairs, profile = shortcut_chart(score, work.floor, last)["plots"]
     lenses = [str(lens) for lens in readings.lens.to_numpy()]
     return Section(
@@ -38,19 +39,19 @@ def section(work: Work) -> Section:
         says=[
             f"{explained}; the unchanged state explains {unchanged}, a map fitted on shuffled tokens "
             f"{percent(float(work.floor.shuffled_r2.max()))}.",
-            f"Half of the model's first words are read off {agreement}.",
+            agreement,
         ],
-        notable=[f"{explained}.", f"Half of the model's first words are read off {agreement}."],
+        notable=[f"{explained}.", agreement],
         pictures=[
             Picture(profile, "R² of the maps to the last layer", layer),
             Picture(pairs, "R² between any two of some layers", [layer, last]),
-            Picture(charts["precision_1"], "First words that are the model's own, with 95 % intervals over articles"),
-            Picture(charts["kl_to_final"], "Distance of what is read from what the model says"),
+            Picture(words, "First words that are the model's own, with 95 % intervals over articles"),
+            Picture(kl_plot(readings), "Distance of what is read from what the model says"),
         ],
         tables=[
             Table(
-                "lenses", "first words that are the model's own, and KL(model‖lens) in nats; some of the layers",
-                ("layer", *(f"{_name(lens)}, {what}" for lens in lenses for what in ("first word", "KL"))),
+                "lenses", "First words that are the model's own, and KL(model‖lens) in nats; some of the layers",
+                ("layer", *(f"{lens_name(lens)}, {what}" for lens in lenses for what in ("first word", "KL"))),
                 [[int(readings.layer[k]), *_row(readings, k)] for k in thinned(readings.sizes["layer"])],
                 table_csv(readings, [*_VARIABLES], ["lens", "layer", "k"]),
             ),
@@ -71,13 +72,13 @@ _VARIABLES = ("precision", "precision_low", "precision_high", "surprisal", "kl_t
 
 
 def _agreement(readings: xr.Dataset) -> str:
-    """From which layer on each lens reads half of the first words, in words."""
+    """The first layer at which each lens reads half of the first words, in words."""
     found = []
     for lens in readings.lens.to_numpy():
         right = readings.precision.sel(lens=lens, k=1).to_numpy()
         first = int(readings.layer[int((right >= _HALF).argmax())])
-        found.append(f"layer {first} by the {_name(lens)}")
-    return ", ".join(found[:-1]) + f" and {found[-1]}"
+        found.append(f"{first} for the {lens_name(lens)}")
+    return f"The first layer at which half of the model's first words are read is {', '.join(found[:-1])} and {found[-1]}."
 
 
 def _row(readings: xr.Dataset, place: int) -> list[float]:
@@ -87,7 +88,3 @@ def _row(readings: xr.Dataset, place: int) -> list[float]:
         for lens in readings.lens.to_numpy()
         for value in (at.precision.sel(lens=lens, k=1), at.kl_to_final.sel(lens=lens))
     ]
-
-
-def _name(lens: object) -> str:
-    return NAMES.get(str(lens), str(lens))

@@ -29,7 +29,7 @@ def section(work: Work) -> Section:
         f"Of {width} directions the states fill {ranks[high]:.0f} at layer {layers[high]}, the most, and {ranks[low]:.0f} at "
         f"layer {layers[low]}, the fewest"
     )
-    shares = found.anisotropy.to_numpy()
+    shares = found.anisotropy.to_numpy().astype(float)
     most = int(shares.argmax())
     coordinate, held = int(found.top_coordinate[most]), float(found.top_coordinate_share[most])
     return Section(
@@ -47,7 +47,7 @@ def section(work: Work) -> Section:
             Picture(leading_plot(found), "Variance in the first direction, and in one coordinate", int(layers[most])),
         ],
         tables=[Table(
-            "residual-spectrum", f"{len(thinned(len(layers)))} of {len(layers)} layers", ("layer", *_COLUMNS.values()),
+            "residual-spectrum", f"{len(thinned(len(layers)))} of the {len(layers)} layers", ("layer", *_COLUMNS.values()),
             [[int(layers[k]), *(found[name][k].item() for name in _COLUMNS)] for k in thinned(len(layers))],
             table_csv(found, [str(name) for name in found.data_vars if found[name].dims == ("layer",)], ["layer"]),
         )],

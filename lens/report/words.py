@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from lens.figures.early_exit import NAMES
+
 _SHOWN = 9  # rows of a table; all of them are in its file
 
 
@@ -22,3 +24,9 @@ def part(share: float) -> str:
 def thinned(count: int, shown: int = _SHOWN) -> list[int]:
     """Places of evenly spaced rows, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, shown)).round().astype(int)).tolist()
+
+
+def lens_name(lens: object) -> str:
+    """A lens as sentences call it."""
+    name = NAMES.get(str(lens), str(lens))
+    return f"{name} lens" if name == "tuned" else name

@@ -18,6 +18,7 @@ from lens.figures.report import Report, Section, report_page
 from lens.models.catalogue import NAMED_MODELS
 from lens.models.load import load
 from lens.models.model import Model
+from lens.models.shipped import shipped_models
 from lens.report import (
     attention_section,
     exit_section,
@@ -116,6 +117,14 @@ def _command(name: str, work: Work, device: str | None, dtype: str) -> str:
     return shlex.join([*words, "-o", "report.html"])
 
 
+def _source(model: Model) -> str:
+    """Where the weights are from, as far as that is known."""
+    known = NAMED_MODELS.get(model.name)
+    if known is not None:
+        return f"{known.hub_id}, {known.hub_file}, SHA-256 {known.sha256}"
+    return "comes with the package" if model.name in shipped_models() else ""
+
+
 def _known_as(model: Model) -> str:
     known = NAMED_MODELS.get(model.name)
     return "" if known is None else f"{known.title}, {known.licence} · "
@@ -126,6 +135,7 @@ def _facts(work: Work, command: str) -> dict[str, str]:
     model = work.model
     facts = {
         "model": model.name,
+        "source": _source(model),
         "revision": model.revision,
         "fingerprint": model.fingerprint,
         "edits": "; ".join(model.edits),

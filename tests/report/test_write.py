@@ -1,0 +1,248 @@
+"""The report of a tiny model: one file, nothing loaded, every number the Datasets' own, every hostile text harmless."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as token_models
+from transformers import PreTrainedTokenizerFast
+
+import lens
+from lens.base.errors import Cancelled, InputError
+from lens.figures.report import MOST_BYTES
+from lens.probes.linearity import linearity
+from tests.models.families import VOCAB, build
+
+HOSTILE = ("<script>alert(1)</script>", "=cmd|'/c'!A1", "\u202eevil", "</svg><img src=x onerror=alert(1)>", '"><b>', "$x$")
+
+
+def hostile_tokenizer() -> PreTrainedTokenizerFast:
+    """Words that markup, spreadsheets and eyes could take for something else, among ordinary ones."""
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *HOSTILE, *(f"w{i}" for i in range(VOCAB - 4 - len(HOSTILE)))]
+    raw = Tokenizer(token_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+class Page(HTMLParser):
+    """What a browser would find: tags, addresses, text, and the sections' own text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: dict[str, list[str]] = {"": []}
+        self._section = ""
+        self.source = text
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "section":
+            self._section = dict(attrs).get("id") or "notable"
+            self.words[self._section] = []
+
+    def handle_data(self, data):
+        self.words[self._section].append(data)
+
+    def says(self, section: str) -> str:
+        return " ".join(" ".join(self.words[section]).replace("\u00a0", " ").split())
+
+    @property
+    def svgs(self) -> list[str]:
+        return re.findall(r"<svg.*?</svg>", self.source, flags=re.DOTALL)
+
+    def table(self, name: str) -> list[dict[str, str]]:
+        """The file that a link holds."""
+        (link,) = [given for tag, given in self.tags if tag == "a" and name in (given.get("download") or "")]
+        kind, _, held = str(link["href"]).partition(";base64,")
+        assert kind == "data:text/csv;charset=utf-8"
+        return list(csv.DictReader(io.StringIO(base64.b64decode(held).decode("utf-8"))))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def texts():
+    draws = np.random.default_rng(0).integers(0, 40, (60, 50))
+    words = [*HOSTILE, *(f"w{i}" for i in range(34))]
+    return lens.corpus(
+        [f"{HOSTILE[number % len(HOSTILE)]} " + " ".join(words[k] for k in row) for number, row in enumerate(draws)]
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    module = build("llama")
+    module.name_or_path = '<script>"tiny"\u202e</script>'
+    return lens.load(module, hostile_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def page(cache, model, texts, tmp_path_factory):
+    path = lens.write_report(model, tmp_path_factory.mktemp("page") / "report.html", corpus=texts, tokens=1000)
+    return Page(path.read_text(encoding="utf-8"))
+
+
+SECTIONS = ("checks", "linearity", "rotation", "shortcuts", "early-exit", "residual-spectrum", "attention-spectra", "rotary")
+
+
+def test_every_section_is_there_and_linked(page):
+    assert [given["id"] for tag, given in page.tags if tag == "section" and "id" in given] == list(SECTIONS)
+    links = [given["href"] for tag, given in page.tags if tag == "a" and str(given["href"]).startswith("#")]
+    assert links == [f"#{anchor}" for anchor in SECTIONS]
+    assert all(given.get("class") != "missing" for _, given in page.tags)
+
+
+def test_nothing_is_loaded_and_nothing_runs(page):
+    assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "img", "object", "embed", "base"} == set()
+    assert not [name for _, given in page.tags for name in given if name.startswith("on") or name in ("src", "srcset")]
+    for tag, given in page.tags:
+        address = given.get("href") or given.get("xlink:href") or "#"
+        outside = address.startswith("https://arxiv.org/abs/") and tag == "a"
+        assert outside or address.startswith(("#", "data:text/csv", "data:image/png"))
+    styles = "".join(re.findall(r"<style>.*?</style>", page.source, flags=re.DOTALL))
+    assert "url(" not in styles
+    assert "@import" not in styles
+    (policy,) = [given["content"] for tag, given in page.tags if given.get("http-equiv") == "Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+
+
+def test_page_is_small(page):
+    assert len(page.source.encode()) < MOST_BYTES / 10
+
+
+def test_hostile_texts_are_shown_and_do_nothing(page):
+    assert "\u202e" not in page.source
+    assert "<script" not in page.source
+    assert "<img" not in page.source
+    assert "<U+202E>" in page.says("attention-spectra") + page.says("")  # the model's name, or the beginning of an article
+    assert any(word.split("(")[0] in page.says("attention-spectra") for word in ("<script>alert", "=cmd|", "</svg><img", '"><b>'))
+
+
+def test_pictures_are_xml_with_names_of_their_own(page):
+    names: list[str] = []
+    for svg in page.svgs:
+        root = ElementTree.fromstring(svg)
+        assert root.attrib["viewBox"].split()[:2] == ["0", "0"]
+        assert root.attrib["aria-label"]
+        own = [part.attrib["id"] for part in root.iter() if "id" in part.attrib]
+        used = re.findall(r'(?:url\(|href=")#([^)"]+)', svg)
+        assert set(used) == set(own)
+        names += own
+    assert len(page.svgs) >= 15
+    assert len(names) == len(set(names))
+
+
+def test_colours_of_pictures_belong_to_the_theme(page):
+    lines = [svg for svg in page.svgs if 'class="plot"' in svg]
+    found = {colour for svg in lines for colour in re.findall(r"#[0-9a-f]{6}\b", re.sub(r'"#[^"]*"|\(#[^)]*\)', "", svg))}
+    assert found == set()
+    used = set(re.findall(r"var\((--[a-z0-9]+)\)", page.source))
+    assert used <= set(re.findall(r"(--[a-z0-9]+):", page.source))
+
+
+def test_files_hold_the_datasets_own_numbers(page, model, texts):
+    moments = lens.collect_moments(model, texts, tokens=1000, pairs="overview", window=64)
+    scores = linearity(moments.train, moments.test)
+    rows = page.table("linearity")
+    assert len(rows) == model.n_layers
+    for name in map(str, scores.data_vars):
+        np.testing.assert_array_equal([float(row[name]) for row in rows], scores[name].to_numpy().astype(float))
+
+
+def test_every_file_is_whole_and_safe_for_spreadsheets(page):
+    links = [given for tag, given in page.tags if tag == "a" and "download" in given]
+    names = [str(given["download"]) for given in links]
+    assert len(names) == len(set(names)) >= 8
+    for name in names:
+        assert re.fullmatch(r"[a-z0-9._-]+\.csv", name)
+        rows = page.table(name)
+        assert rows
+        assert not [cell for row in rows for cell in row.values() if cell.lstrip().startswith(("=", "+", "@"))]
+
+
+def test_sentences_are_the_numbers(page, model, texts):
+    scores = page.table("linearity")
+    update = [float(row["score_update"]) for row in scores]
+    worst = int(np.argmin(update))
+    assert f"Block {worst} is the least linear" in page.says("linearity")
+    angles = [float(row["energy_angle"]) for row in page.table("rotation")]
+    assert f"Block {int(np.argmax(angles))} turns the states the most, by {max(angles):.1f}°" in page.says("notable")
+    heads = page.table("attention")
+    shares = np.array([float(row["first_token"]) for row in heads]).reshape(2, -1).mean(0)
+    assert f"{(shares > 0.5).sum()} of 12 heads give the first token more than half" in page.says("notable")
+    theories = page.table("theories")
+    met = sum(row["met"] == "True" for row in theories)
+    assert f"{met} of {len(theories)} theories of the rotary base are met" in page.says("notable")
+    for row in theories:
+        assert (f"“{row['theory']}” asks for" in page.says("rotary")) == (row["met"] == "False")
+
+
+def test_moments_are_those_of_panels_and_notebooks(page, model, texts):
+    seen = []
+    lens.collect_moments(model, texts, tokens=1000, pairs="overview", window=64, progress=seen.append)
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("family", "missing"),
+    [
+        ("gpt2", {"rotary": "has no rotary position embeddings"}),
+        ("falcon-alibi", {"rotary": "", "attention-spectra": "adds a bias for each head"}),
+    ],
+)
+def test_a_section_that_does_not_apply_says_why(family: str, missing: dict[str, str], cache, texts, tmp_path):
+    path = lens.write_report(lens.load(build(family), hostile_tokenizer()), tmp_path / "r.html", corpus=texts, tokens=1000)
+    found = Page(path.read_text(encoding="utf-8"))
+    for section in SECTIONS:
+        assert ("Does not apply to this model." in found.says(section)) == (section in missing)
+        assert missing.get(section, "") in found.says(section)
+
+
+def test_a_model_without_tokenizer_keeps_what_needs_no_text(texts, tmp_path):
+    path = lens.write_report(lens.load(build("llama")), tmp_path / "r.html", corpus=texts, tokens=1000)
+    found = Page(path.read_text(encoding="utf-8"))
+    without = [section for section in SECTIONS if "has no tokenizer" in found.says(section)]
+    assert without == [section for section in SECTIONS if section not in ("checks", "rotary")]
+    assert "theories of the rotary base are met" in found.says("notable")
+
+
+def test_too_few_tokens_are_one_line_in_each_section_that_needs_them(cache, model, texts, tmp_path):
+    path = lens.write_report(model, tmp_path / "r.html", corpus=texts, tokens=32)
+    found = Page(path.read_text(encoding="utf-8"))
+    assert "Not measured." in found.says("linearity")
+    assert "theories of the rotary base are met" in found.says("rotary")
+    assert "heads give the first token" in found.says("attention-spectra")
+
+
+def test_wrong_suffix_is_refused_before_a_model_is_opened(tmp_path):
+    with pytest.raises(InputError, match="one that ends in .html"):
+        lens.write_report("no-such-model-anywhere", tmp_path / "report.pdf")
+
+
+def test_what_is_stopped_leaves_the_old_page(model, texts, tmp_path):
+    target = tmp_path / "report.html"
+    target.write_text("before")
+
+    def stop() -> None:
+        raise Cancelled()
+
+    with pytest.raises(Cancelled):
+        lens.write_report(model, target, corpus=texts, tokens=1000, check=stop)
+    assert target.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
