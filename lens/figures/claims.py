@@ -75,6 +75,16 @@ def _listed(counts: Mapping[str, int], join: str = " and ") -> str:
     return ", ".join(parts[:-1]) + (join if len(parts) > 1 else "") + parts[-1]
 
 
+def marks_by_notebook(claims: xr.Dataset) -> str:
+    """A mark for each claim, by notebook and verdict: a picture in plain text."""
+    names = list(dict.fromkeys(claims.notebook.to_numpy().tolist()))
+    lines = [f"{'':{max(map(len, names))}}  {'  '.join(f'{mark} {word}' for word, mark in MARKS.items())}"]
+    for name in names:
+        counts = verdict_counts(claims.isel(claim=np.flatnonzero(claims.notebook == name)))
+        lines.append(f"{name:{max(map(len, names))}}  {''.join(MARKS[word] * count for word, count in counts.items())}")
+    return "\n".join(lines)
+
+
 # -- Markdown -------------------------------------------------------------------------------------------------------------
 
 
@@ -165,11 +175,12 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     asides = [linked(row["source"]), *(html_safe(row[name]) for name in ("measured", "note") if name in row)]
     made, command = made_of(row, row["device"]), html_safe(row["command"])
     link = html_safe(f"{quote(row['notebook'])}.ipynb#{row['anchor']}")
-    under = [f"needed {needed(row)}"] * ("threshold" in row) + [made] * bool(here(row))
+    threshold = f'<span class="lens-claims-aside">needed {html_safe(needed(row))}</span>' if "threshold" in row else ""
+    picture = f'<div class="lens-claims-picture">{interval_picture(row)}{threshold}</div>' if threshold else ""
     return [
         f"<b>{html_safe(row['claim'])}</b>" + _asides(asides),
         html_safe(row.get("published", "")),
-        f"{html_safe(here(row))}{interval_picture(row)}" + _asides(map(html_safe, under)),
+        html_safe(here(row)) + picture + _asides([html_safe(made)] * bool(here(row))),
         f'<span class="lens-claims-word">{MARKS[row["verdict"]]} {html_safe(row["verdict"])}</span>',
         f'<a href="{link}" target="_blank" rel="noopener">{html_safe(row["notebook"])}</a>'
         f'<div class="lens-claims-aside">{html_safe(row["section"])}</div>'

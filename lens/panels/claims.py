@@ -155,6 +155,9 @@ class Claims(ChartPanel):
             "says": in_words(shown, result.every),
         }
 
+    def _show(self, result: _Result, seconds: float) -> None:
+        self._result = result  # and no seconds, of which there are none
+
     def _selection(self, view: Mapping[str, Any]) -> dict[str, Any]:
         return {"claims": self._result.shown(view["verdict"]).place.to_numpy().tolist()}
 

@@ -17,6 +17,7 @@ import xarray as xr
 from lens.base.errors import InputError
 from lens.base.provenance import library_versions
 from lens.probes.dataset import exact, texts, variable
+from lens.probes.verdict import verdict as judge
 
 SOURCE = "verdict tables of the notebooks, gathered by tests/refresh_claims.py"
 VERDICTS = ("holds", "holds in part", "fails", "open", "one run", "untested")
@@ -152,9 +153,12 @@ def paper_verdict(counts: Mapping[str, int]) -> str:
 
 
 def _name(paper: str, sources: Sequence[str]) -> str:
-    """The authors, from the first source that gives them; else the number."""
+    """Authors, from the first source that gives them, and the year, which every arXiv number begins with."""
     names = (papers_of(source).get(paper, "") for source in sources)
-    return next((name for name in names if name), f"arXiv {paper}")
+    name = next((one for one in names if one), "")
+    if not name:
+        return f"arXiv {paper}"
+    return name if paper == OURS or _YEAR.search(name) else f"{name} 20{paper[:2]}"
 
 
 def select_claims(claims: xr.Dataset, *, search: str = "", verdict: str = "", paper: str = "", notebook: str = "") -> xr.Dataset:
@@ -186,10 +190,31 @@ def select_claims(claims: xr.Dataset, *, search: str = "", verdict: str = "", pa
     return claims.isel(claim=np.flatnonzero(keep))
 
 
+def verdicts_if_wider(claims: xr.Dataset, factor: float | int) -> xr.DataArray:
+    """What the words would be, were every interval wider about its value; for judging many claims at once.
+
+    Args:
+        claims: from `lens.claims`; those with a number, an interval and a threshold are judged again.
+        factor: how many times as wide; 1 gives the words as they are.
+
+    Returns:
+        Words over the `claim`s that have all three.
+    """
+    whole = (claims.value + claims.low + claims.high + claims.threshold).notnull() & claims.verdict.isin(
+        ("holds", "fails", "open")
+    )
+    found = claims.isel(claim=np.flatnonzero(whole))
+    sign = 1 - 2 * found.at_most.to_numpy()  # turned round, what is to be small is to be large
+    ends = [sign * (found.value + factor * (end - found.value)).to_numpy() for end in (found.low, found.high)]
+    rows = zip(np.minimum(*ends), np.maximum(*ends), sign * found.threshold.to_numpy(), strict=True)
+    words = [judge((float(low), float(high)), at_least=float(threshold)) for low, high, threshold in rows]
+    return xr.DataArray(texts(("claim",), words, "verdict with wider intervals"), {"claim": found.claim})
+
+
 def _papers(claims: xr.Dataset) -> set[str]:
     return {one for named in claims.paper.to_numpy() for one in named.split("; ")}
 
 
 def _searched(claims: xr.Dataset) -> list[str]:
-    names = ("claim", "source", "measured", "published", "found", "note", "section", "notebook", "model", "text")
+    names = ("claim", "source", "measured", "published", "found", "note", "section", "notebook", "model")
     return [" ".join(row).lower() for row in zip(*(claims[name].to_numpy() for name in names), strict=True)]

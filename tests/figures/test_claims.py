@@ -10,7 +10,16 @@ import xarray as xr
 from markdown_it import MarkdownIt
 
 from lens.base.errors import InputError
-from lens.figures.claims import claims_spec, claims_table, export_claims, in_words, markdown, rows, verdict_counts
+from lens.figures.claims import (
+    claims_spec,
+    claims_table,
+    export_claims,
+    in_words,
+    markdown,
+    marks_by_notebook,
+    rows,
+    verdict_counts,
+)
 from lens.probes.claims import claims_by_paper, claims_dataset, select_claims
 from tests.probes.test_claims import PLACE, ROWS
 
@@ -38,6 +47,28 @@ def test_counts_in_words():
     assert in_words(select_claims(claims, search="nothing"), claims) == "None of the 4 claims fits."
 
 
+def test_marks_stand_for_claims():
+    legend, *lines = marks_by_notebook(ledger({"claim": "Another", "source": "ours", "verdict": "holds"})).split("\n")
+    assert [line.split() for line in lines] == [["relations", "●●○–"], ["depth-lab", "◌"]]
+    assert legend.split() == [
+        "●",
+        "holds",
+        "◐",
+        "holds",
+        "in",
+        "part",
+        "○",
+        "fails",
+        "◌",
+        "open",
+        "◍",
+        "one",
+        "run",
+        "–",
+        "untested",
+    ]
+
+
 def test_rows_hold_what_there_is():
     first = rows(ledger())[0]
     assert first == {**PLACE, **ROWS[0], "published": "0.48", "paper": "2308.09124", "at_most": 0}
@@ -46,7 +77,7 @@ def test_rows_hold_what_there_is():
 def test_the_readme_has_a_line_for_each_paper_and_each_claim():
     html = page(ledger({"claim": "Another", "source": "arXiv 2308.09124", "verdict": "fails"}))
     lines = [line for line in cells(html) if line]
-    assert lines[0] == ["Hernandez et al.", "A relation is a matrix", "1 holds, 2 fail", "holds in part", "relations"]
+    assert lines[0] == ["Hernandez et al. 2023", "A relation is a matrix", "1 holds, 2 fail", "holds in part", "relations"]
     assert lines[3][0] == "ours"
     assert [line[3:] for line in lines if "A relation is a matrix" in line[0]] == [["0.58 [0.51, 0.66]", "≥ 0.48", "holds"]]
     assert [line[3:] for line in lines if "Small errors" in line[0]] == [["0.1 [0, 0.3]", "≤ 0.2", "open"]]

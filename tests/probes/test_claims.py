@@ -12,7 +12,15 @@ import xarray as xr
 import lens
 from lens.base.errors import InputError
 from lens.figures.verdicts import WORDS
-from lens.probes.claims import VERDICTS, claims_by_paper, claims_dataset, paper_verdict, papers_of, select_claims
+from lens.probes.claims import (
+    VERDICTS,
+    claims_by_paper,
+    claims_dataset,
+    paper_verdict,
+    papers_of,
+    select_claims,
+    verdicts_if_wider,
+)
 
 PLACE = {"notebook": "relations", "section": "How linear?", "anchor": "How-linear?", "device": "cpu", "model": "SmolLM2-135M",
          "command": "pytest --nbval notebooks/relations.ipynb"}  # fmt: skip
@@ -76,12 +84,17 @@ def test_a_source_that_nobody_can_find_is_refused():
 def test_a_claim_counts_for_each_of_its_papers(ledger):
     papers = claims_by_paper(ledger)
     assert papers.paper.values.tolist() == ["2308.09124", "2202.05262", "nostalgebraist 2020", "ours"]
-    assert papers.name.values.tolist() == ["Hernandez et al.", "Meng et al.", "nostalgebraist 2020", "ours"]
+    assert papers.name.values.tolist() == ["Hernandez et al. 2023", "Meng et al. 2022", "nostalgebraist 2020", "ours"]
     assert papers.word.values.tolist() == ["holds in part", "fails", "untested", ""]
     assert papers["count"].sum("verdict").values.tolist() == [2, 1, 1, 1]
     assert papers["count"].sel(paper="2308.09124", verdict="fails") == 1
     assert papers.says.values.tolist()[0] == "A relation is a matrix"
     assert papers.notebooks.values.tolist() == ["relations", "relations", "relations", "depth-lab"]
+
+
+def test_a_paper_without_authors_is_its_number():
+    papers = claims_by_paper(claims_dataset([{**PLACE, **ROWS[0], "source": "arXiv 2604.14430"}]))
+    assert papers.name.values.tolist() == ["arXiv 2604.14430"]
 
 
 def test_the_word_of_a_paper_follows_from_those_of_its_claims():
@@ -118,6 +131,13 @@ def test_some_claims_are_chosen(ledger, chosen: dict[str, str], found: list[int]
 def test_what_no_claim_has_is_refused_with_what_there_is(ledger, wrong: dict[str, str]):
     with pytest.raises(InputError, match="Needed: one of"):
         select_claims(ledger, **wrong)
+
+
+def test_wider_intervals_decide_less(ledger):
+    assert verdicts_if_wider(ledger, 1).values.tolist() == ["holds", "open"]
+    assert verdicts_if_wider(ledger, 2).values.tolist() == ["open", "open"]  # .44 to .74 holds .48
+    assert verdicts_if_wider(ledger, 0.5).claim.values.tolist() == [ROWS[0]["claim"], ROWS[2]["claim"]]
+    assert verdicts_if_wider(ledger, 0.4).values.tolist() == ["holds", "holds"]  # up to .18 of .2
 
 
 def test_the_shipped_ledger_opens():
