@@ -172,7 +172,7 @@ _CLAIMS: tuple[tuple[str, str, str, float, bool, Callable[[xr.Dataset], xr.DataA
      lambda claims: float(claims.attrs["width"]) / claims.stable_rank),
     ("Large singular vectors of the map say the next token", GOLDEN, "share with it in 8 words of the first vector", 0.5, True,
      lambda claims: claims.target_found),
-    ("Singular vectors speak of this prompt, not of any", OURS, "the same, less that of another prompt's token", 0.5, True,
+    ("Singular vectors speak of this prompt, not of any", OURS, "share with it in 8 words, less another prompt's", 0.5, True,
      lambda claims: claims.target_found - claims.other_found),
     ("Frozen contributions rank tokens as removing them does", OURS, "Spearman's ρ, inner tokens", 0.5, False,
      lambda claims: _agreement(claims, "frozen", "removed")),

@@ -208,7 +208,7 @@ def low_rank_verdicts(found: xr.Dataset) -> list[dict[str, Any]]:
     if rank not in found.kept:
         raise InputError(f"The ranks are {found.kept.to_numpy().tolist()}", f"{rank} among them", "ranks=None")
     figure, task = f"{LINFORMER}, Figure 1", f"{LINFORMER}, sections 3 and 5"
-    there = "rank 128 of 512"
+    there, first = "rank 128 of 512", f"share of the first {rank} of {found.attrs['tokens']}, mean over heads"
     share = found.singular_share.sel(rank=rank)
     blocks = found.sizes["block"]
     third = max(1, blocks // 3)
@@ -217,11 +217,11 @@ def low_rank_verdicts(found: xr.Dataset) -> list[dict[str, Any]]:
     cost = (found.loss_after - found.loss).sel(kept=rank)
     rows = [
         ("Most of a pattern lies in a quarter of its singular values", figure,
-         f"share of the first {rank} of {found.attrs['tokens']}, mean over heads", there, 0.5,
+         first, there, 0.5,
          share.mean(("block", "head"))),
-        ("Nearly all of a pattern lies in that quarter", figure, "the same", "", NEARLY_ALL, share.mean(("block", "head"))),
+        ("Nearly all of a pattern lies in that quarter", figure, first, "", NEARLY_ALL, share.mean(("block", "head"))),
         ("More of a pattern than in attention that chooses nothing", "ours",
-         "that less the share of uniform causal attention", "", 0.0,
+         f"{first}, less that of uniform attention", "", 0.0,
          share.mean(("block", "head")) - float(found.uniform_singular_share.sel(rank=rank))),
         ("Later layers are of lower rank", figure, "share in the last third of the blocks less that in the first", "", 0.0,
          later - earlier),
