@@ -53,8 +53,9 @@ def contradiction(row: dict[str, Any]) -> str | None:
     """What the numbers of a row say, where its word says something else."""
     if row["verdict"] not in DECIDED or "threshold" not in row or not {"value", "low"} & row.keys():
         return None
-    low, high = (row[name] if name in row else row["value"] for name in ("low", "high"))
-    ends, threshold = ((-high, -low), -row["threshold"]) if row.get("at_most") else ((low, high), row["threshold"])
+    low, high = (float(row[name] if name in row else row["value"]) for name in ("low", "high"))
+    threshold = float(row["threshold"])
+    ends, threshold = ((-high, -low), -threshold) if row.get("at_most") else ((low, high), threshold)
     said = lens.verdict(ends, at_least=threshold)
     return None if said == row["verdict"] else said
 

@@ -24,6 +24,7 @@ SCRIPTS = (*PARTS, "claims.js")
 STYLES = ("theme.css", "claims.css")
 MARKS = dict(zip(WORDS, "●◐○◌◍–", strict=True))  # never colour alone
 COLUMNS = ("claim", "published", "here", "verdict", "where")
+OPEN = 8  # claims of a list without a kernel that are not folded away
 _PHRASES = {
     "holds": ("holds", "hold"),
     "holds in part": ("holds in part", "hold in part"),
@@ -78,7 +79,7 @@ def _listed(counts: Mapping[str, int], join: str = " and ") -> str:
 def marks_by_notebook(claims: xr.Dataset) -> str:
     """A mark for each claim, by notebook and verdict: a picture in plain text."""
     names = list(dict.fromkeys(claims.notebook.to_numpy().tolist()))
-    lines = [f"{'':{max(map(len, names))}}  {'  '.join(f'{mark} {word}' for word, mark in MARKS.items())}"]
+    lines = ["  ".join(f"{mark} {word}" for word, mark in MARKS.items()), ""]
     for name in names:
         counts = verdict_counts(claims.isel(claim=np.flatnonzero(claims.notebook == name)))
         lines.append(f"{name:{max(map(len, names))}}  {''.join(MARKS[word] * count for word, count in counts.items())}")
@@ -174,7 +175,6 @@ def claims_spec(claims: xr.Dataset) -> dict[str, Any]:
 def _cells(row: Mapping[str, Any]) -> list[str]:
     asides = [linked(row["source"]), *(html_safe(row[name]) for name in ("measured", "note") if name in row)]
     made, command = made_of(row, row["device"]), html_safe(row["command"])
-    link = html_safe(f"{quote(row['notebook'])}.ipynb#{row['anchor']}")
     threshold = f'<span class="lens-claims-aside">needed {html_safe(needed(row))}</span>' if "threshold" in row else ""
     picture = f'<div class="lens-claims-picture">{interval_picture(row)}{threshold}</div>' if threshold else ""
     return [
@@ -182,7 +182,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         html_safe(row.get("published", "")),
         html_safe(here(row)) + picture + _asides([html_safe(made)] * bool(here(row))),
         f'<span class="lens-claims-word">{MARKS[row["verdict"]]} {html_safe(row["verdict"])}</span>',
-        f'<a href="{link}" target="_blank" rel="noopener">{html_safe(row["notebook"])}</a>'
+        f'<a href="{_link(row)}" target="_blank" rel="noopener">{html_safe(row["notebook"])}</a>'
         f'<div class="lens-claims-aside">{html_safe(row["section"])}</div>'
         f'<button class="lens-claims-copy" type="button" title="{command}" data-text="{command}">copy the command</button>',
     ]
@@ -192,11 +192,29 @@ def _asides(lines: Iterable[str]) -> str:
     return "".join(f'<div class="lens-claims-aside">{line}</div>' for line in lines)
 
 
-def claims_table(claims: xr.Dataset) -> str:
-    """The claims as a table in HTML, for places without a kernel."""
-    head = "".join(f'<th scope="col">{title}</th>' for title in COLUMNS)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in claims_spec(claims)["rows"])
-    return f'<table class="lens-claims-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+def claims_list(claims: xr.Dataset, says: str) -> str:
+    """The claims in short, as HTML for places without a kernel, which may have no style and no scroll: most are folded away."""
+    lines = [_line(row) for row in rows(claims)]
+    folded = f"<details><summary>and {len(lines) - OPEN} more</summary>{_list(lines[OPEN:])}</details>" if lines[OPEN:] else ""
+    return f"<p>{html_safe(says)}</p>{_list(lines[:OPEN])}{folded}"
+
+
+def _list(lines: Sequence[Sequence[str]]) -> str:
+    left = 'style="text-align: left"'  # or a notebook puts it on the right
+    head = "".join(f"<th {left}>{title}</th>" for title in ("claim", "here", "verdict", "notebook"))
+    body = "".join(f"<tr>{''.join(f'<td {left}>{cell}</td>' for cell in line)}</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _line(row: Mapping[str, Any]) -> list[str]:
+    found = f"{here(row)}, needed {needed(row)}" if here(row) and "threshold" in row else here(row)
+    claim = f"{html_safe(row['claim'])} ({linked(row['source'])})"
+    word = f"{MARKS[row['verdict']]} {row['verdict']}"
+    return [claim, html_safe(found), html_safe(word), f'<a href="{_link(row)}">{html_safe(row["notebook"])}</a>']
+
+
+def _link(row: Mapping[str, Any]) -> str:
+    return html_safe(f"{quote(row['notebook'])}.ipynb#{row['anchor']}")
 
 
 def export_claims(claims: xr.Dataset, path: Path | str, says: str) -> Path:

@@ -18,8 +18,8 @@ from lens.figures.claims import (
     MARKS,
     SCRIPTS,
     STYLES,
+    claims_list,
     claims_spec,
-    claims_table,
     export_claims,
     in_words,
     verdict_counts,
@@ -73,7 +73,7 @@ class Claims(ChartPanel):
         notebook: a name; empty for all.
 
     `set(verdict="fails")` does the same from a cell, `summary()` gives what is shown as plain data, `claims` as a Dataset. Links
-    lead to the notebook's section where the panel stands in a notebook beside it.
+    open the other notebooks where the panel stands in a notebook beside them.
     """
 
     COMPUTED = _CHOICES
@@ -121,12 +121,11 @@ class Claims(ChartPanel):
         return export_claims(self.claims, path, self._facts(self._shown(), self._view)["says"])
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The live panel, and its table for places that show notebooks without a kernel."""
+        """The live panel, and a list for places that show notebooks without a kernel."""
         bundle: Any = super(ChartPanel, self)._repr_mimebundle_(**kwargs)
         if bundle is not None and self._result is not None:
-            style = widget_source(*STYLES)
-            table = claims_table(self._result.shown(self._view["verdict"]))
-            bundle["text/html"] = f'<style>{style}</style><div class="lens-look lens-claims">{table}</div>'
+            shown = self._result.shown(self._view["verdict"])
+            bundle["text/html"] = claims_list(shown, in_words(shown, self._every))
         return bundle
 
     # -- steps ------------------------------------------------------------------------------------

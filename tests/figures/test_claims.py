@@ -11,8 +11,9 @@ from markdown_it import MarkdownIt
 
 from lens.base.errors import InputError
 from lens.figures.claims import (
+    OPEN,
+    claims_list,
     claims_spec,
-    claims_table,
     export_claims,
     in_words,
     markdown,
@@ -48,7 +49,7 @@ def test_counts_in_words():
 
 
 def test_marks_stand_for_claims():
-    legend, *lines = marks_by_notebook(ledger({"claim": "Another", "source": "ours", "verdict": "holds"})).split("\n")
+    legend, _, *lines = marks_by_notebook(ledger({"claim": "Another", "source": "ours", "verdict": "holds"})).split("\n")
     assert [line.split() for line in lines] == [["relations", "●●○–"], ["depth-lab", "◌"]]
     assert legend.split() == [
         "●",
@@ -105,12 +106,19 @@ def test_text_stays_text_in_markdown():
 
 def test_text_stays_text_on_a_page(tmp_path):
     claims = ledger({"claim": HOSTILE, "source": HOSTILE + " 2020", "found": HOSTILE, "note": HOSTILE, "verdict": "holds"})
-    for html in (claims_table(claims), *claims_spec(claims)["rows"][-1]):
+    for html in (claims_list(claims, HOSTILE), *claims_spec(claims)["rows"][-1]):
         assert "<img" not in html
         assert "</script>" not in html
     text = export_claims(claims, tmp_path / "claims.html", HOSTILE).read_text()
     assert "<img" not in text
     assert text.count("</script>") == 2
+
+
+def test_a_long_list_is_folded():
+    more = [{"claim": f"Claim {number}", "source": "ours", "verdict": "open"} for number in range(OPEN)]
+    first, folded = claims_list(ledger(*more), "All.").split("<details><summary>and 4 more</summary>")
+    assert (first.count("<tr>"), folded.count("<tr>")) == (1 + OPEN, 1 + 4)
+    assert "<details>" not in claims_list(ledger(), "All.")
 
 
 def test_a_row_links_to_its_section_and_holds_its_command():
