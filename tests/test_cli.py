@@ -109,6 +109,21 @@ def prose(tmp_path):
     return place
 
 
+def test_report_writes_one_page_and_says_how_to_make_it_again(folder, prose, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LENS_CACHE", str(tmp_path / "cache"))
+    target = tmp_path / "page.html"
+    assert main(["report", str(folder), "--corpus", str(prose), "--tokens", "1000", "--device", "cpu", "-o", str(target)]) == 0
+    assert capsys.readouterr().out.startswith(f"{target}, 0.")
+    page = target.read_text(encoding="utf-8")
+    assert "lens report tiny --corpus prose --tokens 1000 --dtype float32 --device cpu -o report.html" in page
+    assert str(tmp_path) not in page
+
+
+def test_report_of_another_suffix_is_refused_before_a_model_is_opened(tmp_path, capsys):
+    assert main(["report", "no-such-model-anywhere", "-o", str(tmp_path / "report.pdf")]) == 1
+    assert "one that ends in .html" in capsys.readouterr().err
+
+
 def test_fit_prints_the_held_out_scores_and_writes_the_maps(folder, prose, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LENS_CACHE", str(tmp_path / "cache"))
     target = tmp_path / "maps.safetensors"

@@ -9,24 +9,24 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from lens.figures.chart import SERIES_COLOURS, Plot, chart
+from lens.figures.chart import BLACK, SERIES_COLOURS, Plot, chart
 from lens.figures.measures import ACCENT
 from lens.figures.static_chart import contrast, luminance, seen, static_figure
 
 INK, DARK_INK = "#1b1e24", "#e9ebf0"
 PAPER, DARK_PAPER = "#ffffff", "#16181d"
-_GREYS = {
-    # as drawn on white, and its names in a page: text, axes, and what is white because the page is
-    INK: ("ink", DARK_INK),
-    "#555555": ("soft", "#a9b0bd"),
-    "#333333": ("strong", "#d5d9e0"),
-    "#9aa0ab": ("axis", "#6d7480"),
-    "#e6e8ec": ("grid", "#2b2f37"),
-    ACCENT: ("accent", "#ff9a3c"),
-    PAPER: ("paper", DARK_PAPER),
+_ROLES = {
+    # as drawn; its name in a page, and what it is there, light and dark: text, axes, and what is white because the page is
+    INK: ("ink", INK, DARK_INK),
+    "#555555": ("soft", "#555555", "#a9b0bd"),
+    "#333333": ("strong", "#333333", "#d5d9e0"),
+    "#9aa0ab": ("axis", "#9aa0ab", "#6d7480"),
+    "#e6e8ec": ("grid", "#e6e8ec", "#2b2f37"),
+    ACCENT: ("accent", "#bd4710", "#ff9a3c"),  # the name of what is selected has to be read, too
+    PAPER: ("paper", PAPER, DARK_PAPER),
 }
-_ON_A_PAGE = {"#000000": "ink"}  # black lines, beside the text
-_SIZE = (4.6, 3.6)  # inches; smaller than a picture of its own, so that its words are read on a narrow screen
+_COLOURS = sorted(set(SERIES_COLOURS.values()) - {BLACK})
+_SIZE = (4.8, 3.7)  # inches; smaller than a picture of its own, so that its words are read on a narrow screen
 _DOTS = 150  # per inch, of cells that are drawn as a picture
 _REFERENCE = re.compile(r"(?:^|url\()#([^)]+)")
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -64,12 +64,11 @@ def inline_svg(plot: Plot, number: int, label: str, selected: Any = None) -> str
 
 def theme_styles() -> str:
     """Custom properties of both themes, for the page that holds the plots."""
-    light = {name: colour for colour, (name, _) in _GREYS.items()}
-    dark = dict(_GREYS.values())
-    for colour in sorted(set(SERIES_COLOURS.values())):
+    light = {name: colour for name, colour, _ in _ROLES.values()}
+    dark = {name: colour for name, _, colour in _ROLES.values()}
+    for colour in _COLOURS:
         name = _named(colour)
         light[name], dark[name] = _hex(seen(colour)), _lightened(colour)
-    light.pop(_named("#000000")), dark.pop(_named("#000000"))
 
     def listed(colours: dict[str, str]) -> str:
         return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
@@ -117,19 +116,19 @@ def _attribute(name: str, value: str, number: int, is_map: bool) -> str:
 
 
 def _themed(colour: str, is_map: bool) -> str:
-    if colour in _GREYS and not (is_map and colour == PAPER):
-        return f"var(--{_GREYS[colour][0]})"
+    if colour in _ROLES and not (is_map and colour == PAPER):
+        return f"var(--{_ROLES[colour][0]})"
     if is_map:
         return colour  # cells are pale or deep whatever the page is
-    if colour in _ON_A_PAGE:
-        return f"var(--{_ON_A_PAGE[colour]})"
+    if colour == BLACK:
+        return "var(--ink)"
     name = next((name for name, drawn in _drawn().items() if drawn == colour), None)
     return colour if name is None else f"var(--{name})"
 
 
 def _drawn() -> dict[str, str]:
     """Names of the series' colours, and how they are drawn on white."""
-    return {_named(colour): _hex(seen(colour)) for colour in set(SERIES_COLOURS.values())}
+    return {_named(colour): _hex(seen(colour)) for colour in _COLOURS}
 
 
 def _named(colour: str) -> str:

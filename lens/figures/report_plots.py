@@ -54,28 +54,30 @@ def leading_plot(spectrum: xr.Dataset) -> Plot:
 
 
 def kl_plot(readings: xr.Dataset) -> Plot:
-    """Distance of what each lens reads from what the model says, on a logarithmic axis, which leaves out the last layer's zero.
+    """Distance of what each lens reads from what the model says, up to the last layer but one, whose successor has none.
 
     Args:
         readings: from `lens.compare_lenses`.
     """
+    shown = readings.isel(layer=slice(None, -1))
+    # An interval that reaches zero has no lower end on a logarithmic axis.
+    shown = shown.assign({name: shown[name].where(shown.kl_low > 0) for name in ("kl_low", "kl_high")})
     curves = [
         series(NAMES.get(str(lens), str(lens)), here.kl_to_final, low=here.kl_low, high=here.kl_high)
-        for lens, here in ((lens, readings.sel(lens=lens)) for lens in readings.lens.to_numpy())
+        for lens, here in ((lens, shown.sel(lens=lens)) for lens in readings.lens.to_numpy())
     ]
-    return lines("layer", readings.layer, curves, x_axis="layer", y_axis=axis("KL(model‖lens)", "nats", scale="log"))
+    return lines("layer", shown.layer, curves, x_axis="layer", y_axis=axis("KL(model‖lens)", "nats", scale="log"))
 
 
-def heads_plot(heads: xr.Dataset, name: str, limits: tuple[float, float] | None) -> Plot:
+def heads_plot(heads: xr.Dataset, name: str, title: str, limits: tuple[float, float] | None) -> Plot:
     """A measure of every head.
 
     Args:
-        heads: measures over `block` and `head`, with `long_name` and `units`.
+        heads: measures over `block` and `head`.
         name: which.
+        title: what it is called beside the colours.
         limits: its range, or None for round numbers around the values.
     """
     shown = heads[name].transpose("block", "head")
-    unit = "" if shown.attrs["units"] == "1" else shown.attrs["units"]
-    title = str(shown.attrs["long_name"]).partition(",")[0]
     return heat_map(name, shown["head"], shown["block"], shown, x_axis="head", y_axis="block",
-                    value_axis=axis(title, unit, range=limits))  # fmt: skip
+                    value_axis=axis(title, range=limits))  # fmt: skip

@@ -23,7 +23,12 @@ from lens.report.work import Work
 
 _ARTICLES = 2
 _LENGTH = 128  # tokens of each, as in the panel of all heads
-_DRAWN = ("effective_rank", "stable_rank", "normalised_entropy", "first_token")
+_DRAWN = {
+    "effective_rank": "effective rank",
+    "stable_rank": "stable rank",
+    "normalised_entropy": "entropy over that of uniform",
+    "first_token": "share of the first token",
+}
 _MEASURES = (*_DRAWN, "mean_entropy", "previous_token", "self_attention")
 _SINK = 0.5  # of the attention, to the first token
 _BEGINNING = 60  # characters of an article that are told
@@ -53,7 +58,7 @@ def section(work: Work) -> Section:
             f"{given}. The median head spreads its attention to {part(entropy)} of the entropy of uniform attention.",
         ],
         notable=[f"{given}."],
-        pictures=[Picture(heads_plot(mean, name, _range(name, size)), _caption(name)) for name in _DRAWN],
+        pictures=[Picture(heads_plot(mean, name, title, _range(name, size)), _caption(name)) for name, title in _DRAWN.items()],
         tables=[_table(mean, heads)],
         how=f"the first {size} tokens of {len(articles)} articles of {work.corpus.name} that no map was fitted on "
         f"({'; '.join(f'“{visible(text[:_BEGINNING].strip())}…”' for text, _ in articles)}); means over the articles.",
@@ -90,7 +95,7 @@ def _table(mean: xr.Dataset, heads: xr.Dataset) -> Table:
     sinks = (mean.first_token > _SINK).sum("head")
     blocks = mean.block.to_numpy()
     rows = [[int(blocks[k]), *(float(by_block[name][k]) for name in _DRAWN), int(sinks[k])] for k in thinned(len(blocks))]
-    header = ("block", "effective rank", "stable rank", "entropy over uniform", "to the first token", "heads that give it half")
+    header = ("block", *_DRAWN.values(), "heads that give it half")
     caption = f"Medians over the heads of {len(rows)} of the {len(blocks)} blocks"
     return Table("attention", caption, header, rows, table_csv(heads, _MEASURES, ["article", "block", "head"]))
 

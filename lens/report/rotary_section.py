@@ -33,7 +33,7 @@ def section(work: Work) -> Section:
         "rotary",
         "Rotary positions",
         says=[sentence for part in parts for sentence in part.says()],
-        notable=[parts[0].verdict()],
+        notable=[part.verdict() for part in parts],
         pictures=[picture for part in parts for picture in part.pictures()],
         tables=[table for part in parts for table in part.tables()],
         how="the model's own frequencies against formulas; nothing was run. None of the theories alone tells the released "
@@ -68,19 +68,19 @@ class _Part:
         told = f"; {'; '.join(refused)}" if refused else ""
         base = "Base" if facts["base"] == self.settings.facts["base"] else "Effective base"
         place = f"{base} {in_words(facts['base'])} for {facts['context']:,} tokens"
-        return f"{place}: {len(self.rows) - len(refused)} of {len(self.rows)} theories of the rotary base are met{told}."
+        start = f"{self.name}: " if self.one_of_several else ""
+        return f"{start}{place}: {len(self.rows) - len(refused)} of {len(self.rows)} theories of the rotary base are met{told}."
 
     def says(self) -> list[str]:
         """Verdict and lanes."""
         lanes, kind = self.lanes, str(self.settings.facts["kind"])
-        start = f"{self.name}: " if self.one_of_several else ""
-        start += "" if kind == "default" else f"Frequencies scaled by {kind}. "
+        scaled = "" if kind == "default" else f" Frequencies scaled by {kind}."
         negative = float(lanes.first_negative)
         kernel = (
             "stays above zero over the whole context" if negative != negative else f"falls below zero at {negative:,.0f} tokens"
         )
         return [
-            f"{start}{self.verdict()}",
+            f"{self.verdict()}{scaled}",
             f"{int(lanes.slow_lanes)} of {int(lanes.lanes)} lanes complete no turn within the context, "
             f"{int(lanes.constant_lanes)} keep their cosine at {self.setting.attrs['epsilon']:g} or above all the way; the "
             f"kernel of relative positions {kernel}.",
@@ -105,7 +105,8 @@ class _Part:
             for row in self.rows
         ]
         header = ("hypothesis", "asks for a base of", "met", "in practice")
-        return [Table(f"theories-{self.name}", f"{self.name} against every theory", header, shown, self._csv())]
+        name = f"theories-{self.name}" if self.one_of_several else "theories"
+        return [Table(name, f"{self.name} against every theory", header, shown, self._csv())]
 
     def _csv(self) -> str:
         """With every sentence that speaks against each."""

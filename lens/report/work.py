@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import xarray as xr
@@ -60,8 +61,10 @@ class Work:
 
     @property
     def corpus_name(self) -> str:
-        """As it is known before it is opened."""
-        return self._given.name if isinstance(self._given, Corpus) else self._given
+        """As it is known before it is opened; of a place on this machine only its last part."""
+        if isinstance(self._given, Corpus):
+            return self._given.name
+        return Path(self._given).name if Path(self._given).exists() else self._given
 
     @property
     def corpus(self) -> Corpus:

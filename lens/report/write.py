@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lens.base.errors import Cancelled, InputError, LensError, UnsupportedModelError
 from lens.base.files import atomic_file
-from lens.base.progress import Progress
+from lens.base.progress import Progress, terminal_progress
 from lens.base.provenance import library_versions
 from lens.corpora import Corpus
 from lens.figures.report import Report, Section, report_page
@@ -85,21 +85,33 @@ def write_report(
     target = Path(path)
     if target.suffix != ".html":
         raise InputError(f"The file name {target.name!r} ends in {target.suffix!r}", "one that ends in .html", "report.html")
-    start = time.perf_counter()
     opened = model if isinstance(model, Model) else load(model, device=device, dtype=dtype, progress=progress)
     work = Work(opened, corpus, tokens, progress, check)
-    sections = [_made(chapter, work) for chapter in _CHAPTERS]
-    command = "" if isinstance(model, Model) else _command(model, work, device, dtype)
-    facts = _facts(work, command) | {"computed in": f"{time.perf_counter() - start:.0f} s"}
-    report = Report(opened.name, f"{_known_as(opened)}a report by lens", facts, sections)
+    page = report_page(make_report(work, "" if isinstance(model, Model) else _command(model, work, device, dtype)))
     with atomic_file(target) as temporary:
-        temporary.write_text(report_page(report), encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
     return target
 
 
+def make_report(work: Work, command: str = "") -> Report:
+    """The report before it is a page.
+
+    Args:
+        work: model and text.
+        command: that makes it again, "" where none does.
+    """
+    start = time.perf_counter()
+    sections = []
+    with terminal_progress() as bar:
+        for done, chapter in enumerate(_CHAPTERS):
+            work.step(done, len(_CHAPTERS), "sections", "report", bar)
+            sections.append(_made(chapter, work))
+        work.step(len(_CHAPTERS), len(_CHAPTERS), "sections", "report", bar)
+    facts = _facts(work, command) | {"computed in": f"{time.perf_counter() - start:.0f} s"}
+    return Report(work.model.name, f"{_known_as(work.model)}a report by lens", facts, sections)
+
+
 def _made(chapter: _Chapter, work: Work) -> Section:
-    if work.check is not None:
-        work.check()
     try:
         return chapter.section(work)
     except Cancelled:

@@ -17,8 +17,10 @@ from transformers import PreTrainedTokenizerFast
 
 import lens
 from lens.base.errors import Cancelled, InputError
-from lens.figures.report import MOST_BYTES
+from lens.figures.report import MOST_BYTES, Report
 from lens.probes.linearity import linearity
+from lens.report.work import Work
+from lens.report.write import make_report
 from tests.models.families import VOCAB, build
 
 HOSTILE = ("<script>alert(1)</script>", "=cmd|'/c'!A1", "\u202eevil", "</svg><img src=x onerror=alert(1)>", '"><b>', "$x$")
@@ -199,35 +201,54 @@ def test_moments_are_those_of_panels_and_notebooks(page, model, texts):
     assert seen == []
 
 
+def missing(report: Report) -> dict[str, str]:
+    return {section.anchor: section.missing for section in report.sections if section.missing}
+
+
 @pytest.mark.parametrize(
-    ("family", "missing"),
+    ("family", "reasons"),
     [
         ("gpt2", {"rotary": "has no rotary position embeddings"}),
-        ("falcon-alibi", {"rotary": "", "attention-spectra": "adds a bias for each head"}),
+        ("falcon-alibi", {"rotary": "No block", "attention-spectra": "adds a bias for each head"}),
     ],
 )
-def test_a_section_that_does_not_apply_says_why(family: str, missing: dict[str, str], cache, texts, tmp_path):
-    path = lens.write_report(lens.load(build(family), hostile_tokenizer()), tmp_path / "r.html", corpus=texts, tokens=1000)
-    found = Page(path.read_text(encoding="utf-8"))
-    for section in SECTIONS:
-        assert ("Does not apply to this model." in found.says(section)) == (section in missing)
-        assert missing.get(section, "") in found.says(section)
+def test_a_section_that_does_not_apply_says_why(family: str, reasons: dict[str, str], cache, texts):
+    found = missing(make_report(Work(lens.load(build(family), hostile_tokenizer()), texts, 1000)))
+    assert found.keys() == reasons.keys()
+    for section, reason in reasons.items():
+        assert found[section].startswith("Does not apply to this model. ")
+        assert reason in found[section]
 
 
-def test_a_model_without_tokenizer_keeps_what_needs_no_text(texts, tmp_path):
-    path = lens.write_report(lens.load(build("llama")), tmp_path / "r.html", corpus=texts, tokens=1000)
-    found = Page(path.read_text(encoding="utf-8"))
-    without = [section for section in SECTIONS if "has no tokenizer" in found.says(section)]
-    assert without == [section for section in SECTIONS if section not in ("checks", "rotary")]
-    assert "theories of the rotary base are met" in found.says("notable")
+def test_a_model_without_tokenizer_keeps_what_needs_no_text(texts):
+    report = make_report(Work(lens.load(build("llama")), texts, 1000))
+    found = missing(report)
+    assert list(found) == [section for section in SECTIONS if section not in ("checks", "rotary")]
+    assert {reason.partition(" Needed")[0] for reason in found.values()} == {"Not measured. LlamaForCausalLM has no tokenizer."}
+    assert "theories of the rotary base are met" in report.sections[-1].notable[0]
 
 
-def test_too_few_tokens_are_one_line_in_each_section_that_needs_them(cache, model, texts, tmp_path):
-    path = lens.write_report(model, tmp_path / "r.html", corpus=texts, tokens=32)
-    found = Page(path.read_text(encoding="utf-8"))
-    assert "Not measured." in found.says("linearity")
-    assert "theories of the rotary base are met" in found.says("rotary")
-    assert "heads give the first token" in found.says("attention-spectra")
+def test_too_few_tokens_are_one_line_in_each_section_that_needs_them(cache, model, texts):
+    found = missing(make_report(Work(model, texts, 32)))
+    assert list(found) == ["linearity", "rotation", "shortcuts", "early-exit", "residual-spectrum"]
+    assert {reason.partition(".")[0] for reason in found.values()} == {"Not measured"}
+
+
+def test_each_kind_of_layer_has_its_own_verdict(cache, texts):
+    rotary = make_report(Work(lens.load(build("gemma3-both")), texts, 1000)).sections[-1]
+    assert [table.name for table in rotary.tables] == [
+        f"theories-Gemma3ForCausalLM, {kind}_attention" for kind in ("full", "sliding")
+    ]
+    assert len(rotary.notable) == 2
+    assert rotary.notable[0].startswith("Gemma3ForCausalLM, full_attention: ")
+    assert "Frequencies scaled by linear." in rotary.says[0]
+
+
+def test_places_on_this_machine_are_not_told(model, tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "letters.txt").write_text("w1 w2")
+    report = make_report(Work(model, str(tmp_path / "secret" / "letters.txt"), 1000))
+    assert "secret" not in " ".join([*report.facts.values(), *missing(report).values()])
 
 
 def test_wrong_suffix_is_refused_before_a_model_is_opened(tmp_path):
