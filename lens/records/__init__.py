@@ -40,4 +40,14 @@ another text.
 `relations`, pairs and sentences of our own, and `relation-…`, what was measured of them and the maps that edit, made on a CPU by
 
     python -m lens.probes.relation_record FOLDER
+
+`runs`, a folder for each named run and kind of device, with a netCDF file for each piece; `lens.run_record` reads them, and each
+says how it was made (device, versions, commit, seed, time, memory). Made from a clean checkout by
+
+    for name in smollm2-moments three-phase rope-bases attention-spectra panels; do
+        lens runs start $name --device cpu -o $name-cpu
+    done
+
+whose netCDF files are these; what a run keeps beside them, such as the models of `three-phase`, is not shipped. The processor
+was busy with other work: the records have its load. There is no GPU among them.
 """

@@ -13,9 +13,9 @@ import pytest
 from lens import panels
 from lens.base.errors import InputError
 from lens.cli import main
-from lens.runs import latency
+from lens.runs import latency, phases
 from lens.runs.named import RUNS, named_run
-from lens.runs.run import FinishedRun, start_run
+from lens.runs.run import FinishedRun, Plan, start_run
 
 
 def small(name: str, folder: Path, **budget: Any) -> FinishedRun:
@@ -100,3 +100,12 @@ def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str]):
 def test_every_plan_has_pieces(name: str):
     for budget in RUNS[name].budgets.values():
         assert RUNS[name].pieces(budget)
+
+
+@pytest.mark.parametrize("plan", ["cpu", "cuda"])
+def test_every_recipe_of_a_plan_is_one(plan: Plan):
+    budget = RUNS["three-phase"].budgets[plan]
+    for name in budget["recipes"]:
+        config = phases._recipe(name, budget).config()
+        assert config.hidden_size == budget.get("model", {}).get("hidden_size", 96)
+        assert config.hidden_size % (2 * config.num_phases) == 0
