@@ -80,7 +80,8 @@ def _articles(work: Work) -> list[tuple[str, list[int]]]:
 
 def _measured(work: Work, articles: list[tuple[str, list[int]]]) -> tuple[xr.Dataset, float]:
     """Every measure over `article`, `block` and `head`, and the effective rank of uniform attention."""
-    rows, uniform = [], np.nan
+    rows: list[xr.Dataset] = []
+    uniform = np.nan
     with terminal_progress() as bar:
         for done, (_, ids) in enumerate(articles, 1):
             states = head_states(work.model, ids, check=work.check)

@@ -148,7 +148,7 @@ class Work:
 
     def _turns(self, pairs: Sequence[Pair]) -> xr.Dataset:
         train, test = self.moments.train, self.moments.test
-        rows = []
+        rows: list[xr.Dataset] = []
         with terminal_progress() as bar:
             for done, pair in enumerate(pairs, 1):
                 rows.append(procrustes(train, test, pairs=[pair], subspaces=(SUBSPACE,)))

@@ -7,6 +7,7 @@ import csv
 import io
 import re
 from html.parser import HTMLParser
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -89,7 +90,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def model():
-    module = build("llama")
+    module: Any = build("llama")
     module.name_or_path = '<script>"tiny"\u202e</script>'
     return lens.load(module, hostile_tokenizer())
 
