@@ -72,7 +72,7 @@ def pieces(budget: Budget) -> Mapping[str, Measure]:
 PANELS = NamedRun(
     "panels",
     "Latency of every panel: first picture, and every control",
-    {plan: {"model": _MODEL, "panels": list(MOVES), "turns": 5} for plan in ("cpu", "cuda")},
+    {plan: {"model": _MODEL, "panels": list(MOVES), "turns": 3} for plan in ("cpu", "cuda")},
     pieces,
 )
 
