@@ -22,7 +22,7 @@ from lens.figures.verdicts import WORDS, here, interval_picture, linked, made_of
 
 SCRIPTS = (*PARTS, "claims.js")
 STYLES = ("theme.css", "claims.css")
-MARKS = dict(zip(WORDS, "●◐○◌◍–", strict=True))  # never colour alone
+MARKS: dict[str, str] = dict(zip(WORDS, "●◐○◌◍–", strict=True))  # never colour alone
 COLUMNS = ("claim", "published", "here", "verdict", "where")
 OPEN = 8  # claims of a list without a kernel that are not folded away
 _PHRASES = {
@@ -114,7 +114,7 @@ def markdown(claims: xr.Dataset, papers: xr.Dataset) -> str:
 
 
 def _paper_table(papers: xr.Dataset) -> str:
-    lines = ["| paper | what it says first | of its claims | verdict | notebook |", "|---|---|---|---|---|"]
+    lines = ["| paper | what it says | of its claims | verdict | notebook |", "|---|---|---|---|---|"]
     for place, paper in enumerate(papers.paper.to_numpy()):
         one = papers.isel(paper=place)
         counts = dict(zip(one.verdict.to_numpy(), one["count"].to_numpy().tolist(), strict=True))
@@ -140,7 +140,11 @@ def _notebook_table(name: str, found: Sequence[Mapping[str, Any]]) -> str:
         claim = f"[{_escaped(row['claim'])}](notebooks/{name}.ipynb#{row['anchor']})"
         measured = [_escaped(row[name]) for name in ("measured", "note") if name in row]
         notes = "".join(f"<br><sub>{text}</sub>" for text in ["; ".join(measured), *apart] if text)
-        numbers = (_escaped(row.get("published", "")), _escaped(here(row)), needed(row))
+        numbers = (
+            _escaped(row.get("published", "")),
+            _escaped(here(row)).replace(", ", ",\u00a0"),
+            needed(row).replace(" ", "\u00a0"),
+        )
         lines.append(f"| {' | '.join((claim + notes, _source(row), *numbers, row['verdict']))} |")
     return "\n".join(lines)
 

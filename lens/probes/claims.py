@@ -20,7 +20,7 @@ from lens.probes.dataset import exact, texts, variable
 from lens.probes.verdict import verdict as judge
 
 SOURCE = "verdict tables of the notebooks, gathered by tests/refresh_claims.py"
-VERDICTS = ("holds", "holds in part", "fails", "open", "one run", "untested")
+VERDICTS: tuple[str, ...] = ("holds", "holds in part", "fails", "open", "one run", "untested")
 OURS = "ours"  # in the place of a paper, for what no paper says
 _TEXTS = {
     "source": "paper, or ours",
@@ -118,7 +118,7 @@ def claims_by_paper(claims: xr.Dataset) -> xr.Dataset:
 
     Returns:
         Dataset over `paper` (as in `claims`, in order of appearance, `ours` last) and `verdict`: `count[paper, verdict]`,
-        `word[paper]`, `name[paper]` (authors), `says[paper]` (its first claim), `notebooks[paper]` (joined by `; `).
+        `word[paper]`, `name[paper]` (authors), `says[paper]` (the first claim in the notebook that tests most of them), `notebooks[paper]` (joined by `; `).
     """
     rows = [(set(paper.split("; ")), place) for place, paper in enumerate(claims.paper.to_numpy())]
     papers = list(dict.fromkeys(one for paper in claims.paper.to_numpy() for one in paper.split("; ")))
@@ -132,7 +132,11 @@ def claims_by_paper(claims: xr.Dataset) -> xr.Dataset:
             "count": variable(("paper", "verdict"), np.array(counts), "claims with this verdict"),
             "word": texts(("paper",), ["" if one == OURS else word for one, word in zip(papers, words, strict=True)], "verdict"),
             "name": texts(("paper",), named, "who says so"),
-            "says": texts(("paper",), [str(of.claim.to_numpy()[0]) for of in members], "its first claim"),
+            "says": texts(
+                ("paper",),
+                ["" if one == OURS else _leading(of) for one, of in zip(papers, members, strict=True)],
+                "a claim of it",
+            ),
             "notebooks": texts(("paper",), ["; ".join(dict.fromkeys(of.notebook.to_numpy())) for of in members], "where tested"),
         },
         {
@@ -150,6 +154,12 @@ def paper_verdict(counts: Mapping[str, int]) -> str:
     if counts["holds"] or counts["fails"]:
         return "holds" if counts["holds"] else "fails"
     return "open" if counts["open"] or counts["one run"] else "untested"
+
+
+def _leading(claims: xr.Dataset) -> str:
+    """The first claim in the notebook that is most about a paper."""
+    notebooks, counts = np.unique(claims.notebook.to_numpy(), return_counts=True)
+    return str(claims.claim.to_numpy()[claims.notebook.to_numpy() == notebooks[counts.argmax()]][0])
 
 
 def _name(paper: str, sources: Sequence[str]) -> str:

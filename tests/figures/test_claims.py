@@ -37,7 +37,10 @@ def page(claims: xr.Dataset) -> str:
 
 def cells(html: str) -> list[list[str]]:
     lines = re.findall(r"<tr>(.*?)</tr>", html, re.DOTALL)
-    return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", line, re.DOTALL)] for line in lines]
+    return [
+        [re.sub(r"<[^>]+>", "", cell).replace("\u00a0", " ") for cell in re.findall(r"<td[^>]*>(.*?)</td>", line, re.DOTALL)]
+        for line in lines
+    ]
 
 
 def test_counts_in_words():

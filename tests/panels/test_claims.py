@@ -53,7 +53,7 @@ def test_chips_count_what_the_other_choices_leave(panel, every):
 
 def test_a_reader_chooses_in_the_page(panel, every):
     papers = claims_by_paper(every)
-    verdict = str(papers.verdict[int(papers["count"][0].argmax())].item())
+    verdict = str(papers.verdict[int(papers["count"][0].to_numpy().argmax())].item())
     panel._top["paper"].value = str(papers.paper[0].item())
     panel.wait()
     assert panel.summary()["claims"] == int(papers["count"][0].sum())

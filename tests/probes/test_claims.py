@@ -88,8 +88,14 @@ def test_a_claim_counts_for_each_of_its_papers(ledger):
     assert papers.word.values.tolist() == ["holds in part", "fails", "untested", ""]
     assert papers["count"].sum("verdict").values.tolist() == [2, 1, 1, 1]
     assert papers["count"].sel(paper="2308.09124", verdict="fails") == 1
-    assert papers.says.values.tolist()[0] == "A relation is a matrix"
+    assert papers.says.values.tolist() == ["A relation is a matrix", "Its inverse edits", "Answers take shape", ""]
     assert papers.notebooks.values.tolist() == ["relations", "relations", "relations", "depth-lab"]
+
+
+def test_a_paper_is_shown_by_the_notebook_that_is_most_about_it():
+    rows = [{**PLACE, **ROWS[0], "claim": claim, "notebook": name} for claim, name in (("1", "a"), ("2", "b"), ("3", "b"))]
+    papers = claims_by_paper(claims_dataset(rows))
+    assert (papers.says.item(), papers.notebooks.item()) == ("2", "a; b")
 
 
 def test_a_paper_without_authors_is_its_number():
