@@ -40,7 +40,7 @@ SMOLLM2_MOMENTS = NamedRun(
     "smollm2-moments",
     "Moments of SmolLM2 over a corpus: cost, agreement with a CPU, linearity, shortcuts, early exit",
     {
-        "cpu": {"model": "smollm2-135m", "corpus": "wikipedia", "tokens": 20_000, "few_tokens": 8_192, "read_tokens": 1_200},
+        "cpu": {"model": "smollm2-135m", "corpus": "wikipedia", "tokens": 20_000, "few_tokens": 4_096, "read_tokens": 800},
         "cuda": {
             "model": "smollm2-135m",
             "corpus": "docstrings",
