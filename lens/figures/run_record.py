@@ -121,11 +121,10 @@ def heads_chart(batteries: Mapping[int, Sequence[xr.Dataset]], measures: Mapping
 
 def losses_chart(trainings: Mapping[str, xr.Dataset], every: int = 5) -> dict[str, Any]:
     """Losses of several trainings over their updates, means of `every` of them; at most four."""
-    found = []
-    for (name, course), colour in zip(trainings.items(), (BLUE, GREEN, ORANGE, PURPLE), strict=False):
-        blocks = course.train_loss.coarsen(step=every, boundary="trim").mean()
-        found.append(series(name, blocks, colour=colour))
-        steps = blocks.step
+    smooth = {name: course.train_loss.coarsen(step=every, boundary="trim").mean() for name, course in trainings.items()}
+    colours = (BLUE, GREEN, ORANGE, PURPLE)
+    found = [series(name, losses, colour=colour) for (name, losses), colour in zip(smooth.items(), colours, strict=False)]
+    steps = next(iter(smooth.values())).step
     return chart([lines("losses", steps, found, x_axis="update", y_axis=axis("training loss", "nats a token"), marks=False)])
 
 
