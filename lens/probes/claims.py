@@ -118,7 +118,8 @@ def claims_by_paper(claims: xr.Dataset) -> xr.Dataset:
 
     Returns:
         Dataset over `paper` (as in `claims`, in order of appearance, `ours` last) and `verdict`: `count[paper, verdict]`,
-        `word[paper]`, `name[paper]` (authors), `says[paper]` (the first claim in the notebook that tests most of them), `notebooks[paper]` (joined by `; `).
+        `word[paper]`, `name[paper]` (authors), `says[paper]` (the first claim in the notebook that tests most of them),
+        `notebooks[paper]` (joined by `; `).
     """
     rows = [(set(paper.split("; ")), place) for place, paper in enumerate(claims.paper.to_numpy())]
     papers = list(dict.fromkeys(one for paper in claims.paper.to_numpy() for one in paper.split("; ")))
