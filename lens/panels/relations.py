@@ -12,11 +12,8 @@ import xarray as xr
 from lens.base.errors import InputError
 from lens.base.text import visible
 from lens.figures.relations import relations_chart
-from lens.models.catalogue import NAMED_MODELS
-from lens.models.load import load
-from lens.models.locks import ModelLock
 from lens.models.model import Model
-from lens.panels.fitted import ChartPanel
+from lens.panels.model_panel import ModelPanel
 from lens.panels.panel import Job
 from lens.probes.relation_claims import relation_shares
 from lens.probes.relation_edit import edited_words
@@ -56,7 +53,7 @@ class _Result:
     words: xr.Dataset
 
 
-class Relations(ChartPanel):
+class Relations(ModelPanel):
     """A relation's linear map at every layer beside the model, and one subject's answer changed into another's.
 
     Args:
@@ -82,8 +79,6 @@ class Relations(ChartPanel):
         target: str | None = None,
         layer: int | None = None,
     ):
-        self._models: dict[str, Any] = {name: name for name in NAMED_MODELS} | {_name(model): model}
-        self._opened: Model | None = None
         self._studies: dict[tuple[str, str], _Study] = {}
         self._answers: dict[tuple[str, str, str], Answer] = {}
         narrow, style = widgets.Layout(width="auto"), {"description_width": "auto"}
@@ -91,18 +86,17 @@ class Relations(ChartPanel):
             "relation": widgets.Dropdown(options=list(relations()), layout=narrow, tooltip="relation"),
             "subject": widgets.Dropdown(options=[None], description="of", layout=narrow, style=style),
             "target": widgets.Dropdown(options=[None], description="edited towards", layout=narrow, style=style),
-            "model": widgets.Dropdown(options=list(self._models.items()), value=model, layout=narrow, tooltip="model"),
         }
         controls = {
             "layer": widgets.SelectionSlider(options=[("0", 0)], description="layer of the map", style=style,
                                              layout=widgets.Layout(width="28em")),
         }  # fmt: skip
-        settings = {"model": model, "relation": relation, "subject": subject, "target": target}
-        super().__init__(settings, {"layer": layer}, top, controls)
+        settings = {"relation": relation, "subject": subject, "target": target}
+        super().__init__(model, settings, {"layer": layer}, top, controls)
         self._open({"layer": layer})
 
     def __repr__(self) -> str:
-        return f"Relations(model={_name(self._settings['model'])!r}, relation={self._settings['relation']!r})"
+        return f"Relations(model={self._model_name!r}, relation={self._settings['relation']!r})"
 
     # -- for cells --------------------------------------------------------------------------------
 
@@ -116,8 +110,7 @@ class Relations(ChartPanel):
     def _compute(self, job: Job) -> _Result:
         settings = job.settings
         relation = named_relation(settings["relation"])
-        chosen = settings["model"]
-        model = self._opened = chosen if isinstance(chosen, Model) else load(chosen, progress=job.progress)
+        model = self._model(job)
         with job.holding(model.lock, "asked for a relation"):
             study = self._study(job, model, relation.name)
             subject, target = self._pair(study, relation.name, settings)
@@ -229,23 +222,12 @@ class Relations(ChartPanel):
         self._chip_at_rest = f"{_label(result.study.found)} · {seconds:.1f} s" if result.study.shipped else f"{seconds:.1f} s"
 
     def _mirror(self, settings: Mapping[str, Any]) -> None:
-        self._models[_name(settings["model"])] = settings["model"]
-        self._top["model"].options = list(self._models.items())
         if self._result is not None:
             for name in ("subject", "target"):
                 if list(self._top[name].options) != self._result.study.subjects:
                     self._top[name].options = self._result.study.subjects
             settings = {**settings, "subject": self._result.subject, "target": self._result.target}
         super()._mirror(settings)
-
-    def _lock(self) -> ModelLock | None:
-        chosen = self._settings["model"]
-        model = chosen if isinstance(chosen, Model) else self._opened
-        return None if model is None else model.lock
-
-
-def _name(model: Model | str) -> str:
-    return model.name if isinstance(model, Model) else str(model)
 
 
 def _label(found: xr.Dataset) -> str:
