@@ -18,7 +18,7 @@ from lens.probes import attention_entropy, attention_spectrum
 from lens.probes.attention_battery import FEWEST, MEASURES, attention_battery
 from lens.probes.dataset import variable
 from lens.probes.seen_patterns import seen_detail
-from lens.report.words import part, thinned
+from lens.report.words import counted, part, thinned
 from lens.report.work import Work
 
 _ARTICLES = 2
@@ -43,7 +43,7 @@ def section(work: Work) -> Section:
     size = len(articles[0][1])
     ranks = mean.effective_rank
     few, many = _extreme(ranks, np.nanargmin), _extreme(ranks, np.nanargmax)
-    given = f"{sinks} of {count} heads give the first token more than half of their attention"
+    given = f"{counted(sinks, count)} the first token more than half of the attention"
     rank = (
         f"The patterns have effective ranks from {_at(ranks, few):.1f} (block {few[0]}, head {few[1]}) to {_at(ranks, many):.1f} "
         f"(block {many[0]}, head {many[1]}), the median {float(ranks.median()):.1f}; uniform attention would have {uniform:.1f}, "

@@ -36,8 +36,9 @@ def section(work: Work) -> Section:
         notable=[part.verdict() for part in parts],
         pictures=[picture for part in parts for picture in part.pictures()],
         tables=[table for part in parts for table in part.tables()],
-        how="the model's own frequencies against formulas; nothing was run. None of the theories alone tells the released "
-        "models that work from settings that are not offered: what speaks against each stands beside it.",
+        how="the model's own frequencies against formulas; nothing was run. Two theories are held against the lanes themselves: "
+        "the kernel of relative positions that stays above zero, and the quarter of slow lanes. None of them alone tells the "
+        "released models that work from settings that are not offered: what speaks against each stands beside it.",
         source=str(parts[0].setting.attrs["source"]),
     )
 
@@ -64,12 +65,18 @@ class _Part:
     def verdict(self) -> str:
         """How many theories are met, and by name those that are not."""
         facts = self.setting.attrs
-        refused = [f"“{row['name']}” asks for {row['bound']} {in_words(row['required'])}" for row in self.rows if not row["met"]]
+        refused = [self._refusal(row) for row in self.rows if not row["met"]]
         told = f"; {'; '.join(refused)}" if refused else ""
         base = "Base" if facts["base"] == self.settings.facts["base"] else "Effective base"
         place = f"{base} {in_words(facts['base'])} for {facts['context']:,} tokens"
         start = f"{self.name}: " if self.one_of_several else ""
         return f"{start}{place}: {len(self.rows) - len(refused)} of {len(self.rows)} theories of the rotary base are met{told}."
+
+    def _refusal(self, row: dict[str, Any]) -> str:
+        told = f"“{row['name']}” asks for {row['bound']} {in_words(row['required'])}"
+        base, required = self.setting.attrs["base"], row["required"]
+        enough = base >= required if row["bound"] == "at least" else base < required
+        return f"{told}, and is not met by the lanes themselves" if enough else told
 
     def says(self) -> list[str]:
         """Verdict and lanes."""

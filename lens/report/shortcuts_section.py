@@ -77,7 +77,8 @@ def _agreement(readings: xr.Dataset) -> str:
     for lens in readings.lens.to_numpy():
         right = readings.precision.sel(lens=lens, k=1).to_numpy()
         first = int(readings.layer[int((right >= _HALF).argmax())])
-        found.append(f"{first} for the {lens_name(lens)}")
+        only = ", the last one," if first == int(readings.layer[-1]) else ""
+        found.append(f"{first}{only} for the {lens_name(lens)}")
     return f"The first layer at which half of the model's first words are read is {', '.join(found[:-1])} and {found[-1]}."
 
 

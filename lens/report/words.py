@@ -21,6 +21,11 @@ def part(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def counted(some: int, heads: int) -> str:
+    """How many of a model's heads give something."""
+    return f"{some} of the {heads} heads give" if some > 1 else f"{('None', 'One')[some]} of the {heads} heads gives"
+
+
 def thinned(count: int, shown: int = _SHOWN) -> list[int]:
     """Places of evenly spaced rows, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, shown)).round().astype(int)).tolist()

@@ -20,6 +20,8 @@ import lens
 from lens.base.errors import Cancelled, InputError
 from lens.figures.report import MOST_BYTES, Report
 from lens.probes.linearity import linearity
+from lens.report import rotary_section
+from lens.report.words import counted
 from lens.report.work import Work
 from lens.report.write import make_report
 from tests.models.families import VOCAB, build
@@ -188,7 +190,7 @@ def test_sentences_are_the_numbers(page, model, texts):
     assert f"Block {int(np.argmax(angles))} turns the states the most, by {max(angles):.1f}°" in page.says("notable")
     heads = page.table("attention")
     shares = np.array([float(row["first_token"]) for row in heads]).reshape(2, -1).mean(0)
-    assert f"{(shares > 0.5).sum()} of 12 heads give the first token more than half" in page.says("notable")
+    assert counted(int((shares > 0.5).sum()), 12) in page.says("notable")
     theories = page.table("theories")
     met = sum(row["met"] == "True" for row in theories)
     assert f"{met} of {len(theories)} theories of the rotary base are met" in page.says("notable")
@@ -235,8 +237,8 @@ def test_too_few_tokens_are_one_line_in_each_section_that_needs_them(cache, mode
     assert {reason.partition(".")[0] for reason in found.values()} == {"Not measured"}
 
 
-def test_each_kind_of_layer_has_its_own_verdict(cache, texts):
-    rotary = make_report(Work(lens.load(build("gemma3-both")), texts, 1000)).sections[-1]
+def test_each_kind_of_layer_has_its_own_verdict(texts):
+    rotary = rotary_section.section(Work(lens.load(build("gemma3-both")), texts, 1000))
     assert [table.name for table in rotary.tables] == [
         f"theories-Gemma3ForCausalLM, {kind}_attention" for kind in ("full", "sliding")
     ]
@@ -268,3 +270,17 @@ def test_what_is_stopped_leaves_the_old_page(model, texts, tmp_path):
         lens.write_report(model, target, corpus=texts, tokens=1000, check=stop)
     assert target.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("some", "told"), [(0, "None of the 12 heads gives"), (1, "One of the 12 heads gives"), (12, "12 of the 12 heads give")]
+)
+def test_heads_are_counted_in_words(some: int, told: str):
+    assert counted(some, 12) == told
+
+
+def test_a_theory_that_more_than_the_base_decides_is_not_told_as_too_small_a_base(texts):
+    """At 128 tokens the kernel of base 10,000 on eight lanes falls below zero, though a smaller base would keep it above."""
+    rotary = rotary_section.section(Work(lens.load("three-phase-n3", device="cpu"), texts, 1000))
+    assert "“similar beats random” asks for at least 2,775, and is not met by the lanes themselves" in rotary.notable[0]
+    assert "“similar beats random, safely” asks for at least 27,754." in rotary.notable[0]
