@@ -60,7 +60,8 @@ def _draw_lines(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
         axes.plot(places, _numbers(one["values"]), color=colour, linewidth=1.6, label=_text(one["name"]), **look)
         if "low" in one:
             opacity = 0.18 if plot["marks"] else 0.5
-            axes.fill_between(places, _numbers(one["low"]), _numbers(one["high"]), color=colour, alpha=opacity, linewidth=0)
+            ends = (_on_scale(_numbers(one[end]), y) for end in ("low", "high"))
+            axes.fill_between(places, *ends, color=colour, alpha=opacity, linewidth=0)
     _draw_rules(axes, plot["rules"])
     if chosen is not None:
         axes.axvline(chosen, color=ACCENT, linestyle=(0, (4, 3)), linewidth=1.2)
@@ -281,6 +282,11 @@ def _scale(axes: Axes, x: Mapping[str, Any], y: Mapping[str, Any]) -> None:
 
 def _numbers(values: Sequence[float | int | None]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+
+def _on_scale(values: np.ndarray, axis: Mapping[str, Any]) -> np.ndarray:
+    """NaN where a logarithm has no place for a value: an area with such a corner is drawn as a wedge."""
+    return np.where(values > 0, values, np.nan) if axis["scale"] == "log" else values
 
 
 def _titled(axis: Mapping[str, Any]) -> str:

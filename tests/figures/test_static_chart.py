@@ -80,6 +80,14 @@ def test_values_that_a_logarithm_has_not_are_gaps():
     assert list(np.isfinite(path.vertices).all(axis=1)) == [True, False, True]
 
 
+def test_a_band_ends_where_a_logarithm_has_no_place_for_it():
+    kl = series("plain lens", [3, 2, 1, 0], low=[2, 1, 0.5, 0], high=[4, 3, 2, 0])
+    (band,) = axes_of(lines("kl", X, [kl], x_axis="layer", y_axis=axis("KL", "nats", scale="log"))).collections
+    (outline,) = band.get_paths()
+    assert set(outline.vertices[:, 0]) == {0, 1, 2}
+    assert set(outline.vertices[:, 1]) == {0.5, 1, 2, 3, 4}
+
+
 def test_bars_run_from_zero_first_label_on_top():
     axes = axes_of(LADDER)
     assert [bar.get_width() for bar in axes.patches] == [-0.25, 0.75]
