@@ -20,22 +20,15 @@ from lens.figures.phase_training import MOST_RUNS, PICTURES, phase_training_char
 from lens.panels.fitted import ChartPanel
 from lens.panels.panel import Job
 from lens.panels.training_controls import button, switches, view_controls
+from lens.panels.training_courses import STEPS, Courses
 from lens.panels.training_words import about, chip_of, says
-from lens.probes.paired_training import decay_course, paired, paired_training, stored_course
-from lens.probes.phase_family import phase_family
-from lens.probes.phase_training import phase_training
+from lens.probes.paired_training import paired, paired_training
 from lens.training import Record
 from lens.training.background import BackgroundTraining, background_training, devices
 from lens.training.phase_choice import ROPE_BASE, PhaseChoice
 from lens.training.phase_recipes import TextRecipe
 
 _SWITCHES = ("num_phases", "rope_base", "rotation", "horn", "theta_decay", "multiplier", "steps")
-_STORED = {
-    "three-phase-n3": PhaseChoice(3, steps=800),
-    "three-phase-rope-only": PhaseChoice(1, rotation="off", horn=False, steps=800),
-    "three-phase-rope-only-scaled": PhaseChoice(1, rotation="off", horn=False, multiplier=True, steps=800),
-}
-"""Trainings of the shipped record that stand beside each other at first sight, and beside every training of as many steps."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +115,9 @@ class PhaseTraining(ChartPanel):
             self._text = replace(self._text, corpora=tuple(one.name for one in corpora))
         self._news, self._turn = itertools.count(1), threading.Lock()
         self._trainings: dict[BackgroundTraining, PhaseChoice] = {}
-        self._courses: dict[BackgroundTraining, tuple[tuple[Any, ...], xr.Dataset]] = {}
+        self._courses = Courses()
         self._current: BackgroundTraining | None = None
         self._queue: list[BackgroundTraining] = []
-        self._family: xr.Dataset | None = None
         self._newest_look: int | None = None
         self._focus: BackgroundTraining | str = "three-phase-n3"
         settings = {
@@ -295,8 +287,7 @@ class PhaseTraining(ChartPanel):
             self._focus = training
             return
         name = choice.recipe().name
-        family = self._shipped()
-        if self._corpora is None and choice.steps == 800 and name in family["recipe"] and training.seed in family["seed"]:
+        if self._corpora is None and choice.steps == STEPS and self._courses.ships(name, training.seed):
             self._focus = f"{name}/{training.seed}"
 
     def _shown_course(self) -> tuple[xr.Dataset, Record | None]:
@@ -305,43 +296,26 @@ class PhaseTraining(ChartPanel):
             assert course is not None  # it was chosen for having one
             return course, self._focus.record
         name, _, seed = self._focus.partition("/")
-        return self._stored(name, int(seed or 0)), None
+        return self._courses.stored(name, int(seed or 0)), None
 
     def _beside(self, course: xr.Dataset) -> list[xr.Dataset]:
         """Everything that may be paired with a course: what was trained here, the newest first, and the shipped controls."""
         here = [found for one in reversed(list(self._trainings)) if (found := self._course(one)) is not None]
-        if course.attrs["steps"] != 800:
+        if course.attrs["steps"] != STEPS:
             return here
         taken = {one.attrs["title"] for one in here}
-        stored = [self._stored(name, course.attrs["seed"]) for name in _STORED if course.attrs["seed"] in self._shipped()["seed"]]
-        return here + [one for one in stored if one.attrs["title"] not in taken]
+        return here + [one for one in self._courses.controls(course.attrs["seed"]) if one.attrs["title"] not in taken]
 
     def _course(self, training: BackgroundTraining) -> xr.Dataset | None:
         """What is known of a training; None before its first look."""
-        record = training.record
-        if record is None or not (record.results or any(step.observed for step in record.steps)):
-            return None
-        version = (len(record.steps), bool(record.results), training.state == "finished")
-        known = self._courses.get(training)
-        if known is None or known[0] != version:
-            known = self._courses[training] = (version, _labelled(phase_training(record), self._trainings[training].title))
-        return known[1]
-
-    def _stored(self, name: str, seed: int) -> xr.Dataset:
-        return _labelled(stored_course(self._shipped(), name, seed), _title_of(name))
-
-    def _shipped(self) -> xr.Dataset:
-        if self._family is None:
-            self._family = phase_family()
-        return self._family
+        return self._courses.grown(training, self._trainings[training].title) if training in self._trainings else None
 
     def _pace(self) -> tuple[float | None, bool]:
         """Seconds for a step of what was trained here last; until then that of the shipped record."""
         here = [one.pace for one in reversed(list(self._trainings)) if one.pace is not None]
         if here:
             return here[0], True
-        family = self._shipped()
-        return float(family["seconds"].sel(recipe="three-phase-n3").mean()) / 800, False
+        return self._courses.pace, False
 
     def _failed(self, training: BackgroundTraining | None) -> str | None:
         failure = None if training is None else training.failure
@@ -457,21 +431,3 @@ class PhaseTraining(ChartPanel):
 def _rounded(runs: xr.Dataset, n: int) -> list[float] | None:
     values = [float(runs[name][n]) for name in ("test_difference", "low", "high")]
     return None if values[0] != values[0] else [round(value, 4) for value in values]
-
-
-def _labelled(course: xr.Dataset, title: str) -> xr.Dataset:
-    found = course.assign_attrs(title=title)
-    return found.assign(decay_alone=decay_course(found)) if "theta" in found else found
-
-
-def _title_of(name: str) -> str:
-    """The title that the same settings have here."""
-    return _STORED[name].title if name in _STORED else next(
-        choice.title for choice in _family_choices() if choice.recipe().name == name)  # fmt: skip
-
-
-def _family_choices() -> list[PhaseChoice]:
-    """Settings of all members of the family."""
-    numbers = [PhaseChoice(phases) for phases in (1, 2, 3, 4, 6, 8, 12)]
-    controls = [PhaseChoice(rotation=rotation) for rotation in ("off", "frozen")]
-    return [*numbers, *controls, PhaseChoice(horn=False), PhaseChoice(theta_decay=False)]
