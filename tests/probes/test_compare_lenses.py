@@ -136,7 +136,8 @@ def test_through_netcdf(readings, tmp_path):
 def test_smollm2_shortcuts_are_more_faithful_than_the_plain_lens(smollm2):
     """The paper's first claim, on documents that the fit has not seen, at a quarter, a half and five sixths of the depth."""
     corpus = lens.corpus("wikipedia")
-    shortcuts = fit_shortcuts(lens.collect_moments(smollm2, corpus, tokens=3072, pairs="to_final").train, ridge=1e-2)
+    moments = lens.collect_moments(smollm2, corpus, tokens=3072, pairs="both")
+    shortcuts = fit_shortcuts(moments.train, ridge=1e-2, pairs=[(5, 30), (15, 30), (25, 30)])
     found = compare_lenses(smollm2, corpus, {"plain": None, "shortcut": shortcuts}, tokens=256, layers=(5, 15, 25), window=32)
     gain = (found.precision.sel(lens="shortcut", k=1) - found.precision.sel(lens="plain", k=1)).isel(layer=slice(-1))
     assert (gain > 0.05).all()

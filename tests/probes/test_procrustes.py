@@ -294,7 +294,7 @@ def test_result_goes_through_netcdf_with_units_and_provenance(tmp_path):
 
 
 def test_smollm2_first_block_turns_states_over_and_middle_blocks_hardly(smollm2):
-    moments = lens.collect_moments(smollm2, lens.corpus("wikipedia"), tokens=3072, pairs="adjacent")
+    moments = lens.collect_moments(smollm2, lens.corpus("wikipedia"), tokens=3072, pairs="both")
     found = procrustes(moments.train, moments.test, pairs=[(0, 1), (10, 11), (15, 16)], ridge=1e-2)
     angle = found.energy_angle.sel(subspace="all")
     assert float(angle[0]) > 60

@@ -301,7 +301,7 @@ def test_what_cannot_be_measured_is_refused(tiny):
 def test_smollm2_loses_less_by_a_map_than_by_a_hole(smollm2):
     """Block 15, its map fitted on 3,000 tokens of one part of Wikipedia, read on articles of another."""
     corpus = lens.corpus("wikipedia")
-    moments = collect_moments(smollm2, corpus, tokens=3072, pairs="adjacent")
+    moments = collect_moments(smollm2, corpus, tokens=3072, pairs="both")
     shortcuts = fit_shortcuts(moments.train, ridge=1e-2, pairs=[(15, 16)])
     found = replacement_cost(smollm2, corpus, shortcuts, tokens=512).sel(block=15)
     for name in ("removed", "removed_but_first"):

@@ -193,8 +193,9 @@ def test_scores_go_through_netcdf(fitted, tmp_path):
 def test_smollm2_shortcuts_read_held_out_prose_better_than_the_plain_lens(smollm2):
     """Fitted on 3,000 tokens of one part of Wikipedia, read on an article of another."""
     corpus = lens.corpus("wikipedia")
-    moments = lens.collect_moments(smollm2, corpus, tokens=3072, pairs="to_final")
-    shortcuts = fit_shortcuts(moments.train, ridge=None, validation=moments.validation)
+    moments = lens.collect_moments(smollm2, corpus, tokens=3072, pairs="both")
+    pairs = [(layer, 30) for layer in range(30)]
+    shortcuts = fit_shortcuts(moments.train, ridge=None, validation=moments.validation, pairs=pairs)
     text = corpus.part("test")[0].text
     run = smollm2.run(smollm2.encode_bare(text)[:96])
     plain, mapped = lens.logit_lens(run), lens.logit_lens(run, shortcuts)
