@@ -80,7 +80,7 @@ def verdict_table(
             otherwise be shown on the wrong side of the threshold.
 
     Raises:
-        InputError: a row without a claim, source or verdict, with a word that is no verdict, or with a name that nothing reads.
+        InputError: a row without a claim, source or verdict, or with a word that is no verdict.
     """
     own = {"model": str(getattr(model, "name", model)), "text": text, "tokens": tokens, "device": device, "command": command}
     measured_on = str(getattr(model, "device", "cpu"))
@@ -168,50 +168,58 @@ def _number(value: Any) -> str:
 
 # -- page -----------------------------------------------------------------------------------------------------------------
 
+# A notebook that is only opened is not trusted: style sheets and pictures are taken out there, styles of single cells stay.
 _STYLE = """<style>
 .lens-verdicts { border-collapse: collapse; margin: 4px 0; font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif); }
-.lens-verdicts th, .lens-verdicts td { text-align: left !important; vertical-align: top !important; max-width: 24em;
-  padding: 4px 14px 4px 0 !important; border-bottom: 1px solid var(--jp-border-color2, #8884) !important; white-space: normal; }
+.lens-verdicts th, .lens-verdicts td { padding: 4px 14px 4px 0 !important; max-width: 32em; white-space: normal;
+  border-bottom: 1px solid var(--jp-border-color2, #8884) !important; }
 .lens-verdicts tr { background: none !important; }
-.lens-verdicts caption { caption-side: bottom; text-align: left; padding: 6px 0; color: var(--jp-ui-font-color2, inherit); }
-.lens-verdicts th { font-weight: normal; color: var(--jp-ui-font-color2, inherit); }
+.lens-verdicts th, .lens-verdicts small, .lens-verdicts + p { color: var(--jp-ui-font-color2, inherit); font-weight: normal; }
+.lens-verdicts small { font-size: 12px; }
+.lens-verdicts a { color: var(--jp-content-link-color, inherit); }
 .lens-verdicts .lens-number { white-space: nowrap; font-variant-numeric: tabular-nums; }
-.lens-verdicts .lens-word { white-space: nowrap; font-weight: 600; }
-.lens-verdicts .lens-aside { color: var(--jp-ui-font-color2, inherit); }
 .lens-verdicts svg { display: block; overflow: visible; color: var(--jp-ui-font-color1, inherit); }
 </style>"""
+_TITLES = ("claim", "published", "here", "needed", "verdict")
+_PLACED = 'style="text-align: left; vertical-align: top"'
 
 
 def _page(rows: Sequence[Mapping[str, Any]], device: str) -> str:
-    columns = [title for title in _columns(rows) if title != "measured"]
-    head = "".join(f"<th>{title}</th>" for title in columns)
-    body = "".join(f"<tr>{''.join(_cells(row, columns))}</tr>" for row in rows)
-    caption = f"<caption>{html_safe('; '.join(dict.fromkeys(made_of(row, device) for row in rows)))}</caption>"
-    return f'{_STYLE}<table class="lens-verdicts">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    filled = _columns(rows)
+    titles = [title for title in _TITLES if title in filled]
+    head = "".join(f"<th {_PLACED}>{title}</th>" for title in titles)
+    body = "".join(f"<tr>{''.join(_cells(row, titles))}</tr>" for row in rows)
+    made = html_safe("; ".join(dict.fromkeys(made_of(row, device) for row in rows)))
+    return f'{_STYLE}<table class="lens-verdicts"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{made}</p>'
+
+
+def _cells(row: Mapping[str, Any], titles: Sequence[str]) -> list[str]:
+    asides = [html_safe(str(row[name])) for name in ("measured", "note") if name in row] + [linked(row["source"])]
+    told = _published(row)
+    made = {
+        "claim": f"<td {_PLACED}><b>{html_safe(row['claim'])}</b><br><small>{'<br>'.join(asides)}</small></td>",
+        "published": f"<td {_PLACED}>{html_safe(told)}</td>" if " " in told else _kept_whole(told),
+        "here": f"<td {_PLACED}>{html_safe(here(row))}</td>" if "found" in row else _kept_whole(here(row), interval_picture(row)),
+        "needed": _kept_whole(needed(row)),
+        "verdict": _kept_whole(f"{_MARKS[row['verdict']]} {row['verdict']}"),
+    }
+    return [made[title] for title in titles]
+
+
+def _kept_whole(text: str, picture: str = "") -> str:
+    """A cell that does not break."""
+    return f'<td {_PLACED} class="lens-number" nowrap>{html_safe(text)}{picture}</td>'
+
+
+def linked(source: str) -> str:
+    """A source as HTML, arXiv numbers as links."""
+    return _LINK.sub(lambda found: f'<a href="https://arxiv.org/abs/{found[1]}">{found[0]}</a>', html_safe(source))
 
 
 def made_of(row: Mapping[str, Any], device: str) -> str:
     """What a row was measured on: model, text, tokens, device."""
     tokens = f"{row['tokens']:,} tokens" if "tokens" in row else ""
     return ", ".join(part for part in (row["model"], row.get("text", ""), tokens, row.get("device", device)) if part)
-
-
-def _cells(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    aside = "".join(f'<div class="lens-aside">{html_safe(str(row[name]))}</div>' for name in ("measured", "note") if name in row)
-    made = {
-        "claim": f"<td>{html_safe(row['claim'])}{aside}</td>",
-        "source": f"<td>{linked(row['source'])}</td>",
-        "published": f'<td class="lens-number">{html_safe(_published(row))}</td>',
-        "here": f'<td class="lens-number">{html_safe(here(row))}{interval_picture(row)}</td>',
-        "needed": f'<td class="lens-number">{html_safe(needed(row))}</td>',
-        "verdict": f'<td class="lens-word">{_MARKS[row["verdict"]]} {html_safe(row["verdict"])}</td>',
-    }
-    return [made[title] for title in columns]
-
-
-def linked(source: str) -> str:
-    """A source as HTML, arXiv numbers as links."""
-    return _LINK.sub(lambda found: f'<a href="https://arxiv.org/abs/{found[1]}">{found[0]}</a>', html_safe(source))
 
 
 def interval_picture(row: Mapping[str, Any]) -> str:

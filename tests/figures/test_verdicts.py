@@ -86,7 +86,17 @@ def test_rows_do_not_depend_on_the_device_and_the_device_is_kept(tiny: Model):
 def test_arxiv_numbers_are_links_and_texts_are_not_interpreted():
     shown = page({**ROW, "claim": "<script>alert(1)</script>", "found": "<b>", "note": "<i>"})
     assert '<a href="https://arxiv.org/abs/2406.19384">arXiv 2406.19384</a>' in shown
-    assert not re.search(r"<(script|b|i)>", shown)
+    assert "&lt;script&gt;" in shown
+    assert "&lt;b&gt;" in shown
+    assert not re.search(r"<(script|i)>", shown)
+
+
+def test_without_style_sheets_cells_still_stand_left_and_numbers_whole():
+    """A notebook that is only opened loses them, and pictures too."""
+    cells = re.findall(r"<t[hd] [^>]*>", page({**ROW, **MEASURED}))
+    assert len(cells) == 8
+    assert all('style="text-align: left; vertical-align: top"' in cell for cell in cells)
+    assert sum("nowrap" in cell for cell in cells) == 3
 
 
 @settings(deadline=None)
