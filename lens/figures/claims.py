@@ -18,11 +18,10 @@ from lens.base.text import html_safe
 from lens.figures.chart import PARTS
 from lens.figures.export import export_table
 from lens.figures.page import PAGE, widget_source
-from lens.figures.verdicts import WORDS, here, interval_picture, linked, made_of, needed
+from lens.figures.verdicts import MARKS, WORDS, here, interval_picture, linked, made_of, needed
 
 SCRIPTS = (*PARTS, "claims.js")
 STYLES = ("theme.css", "claims.css")
-MARKS: dict[str, str] = dict(zip(WORDS, "●◐○◌◍–", strict=True))  # never colour alone
 COLUMNS = ("claim", "published", "here", "verdict", "where")
 OPEN = 8  # claims of a list without a kernel that are not folded away
 _PHRASES = {

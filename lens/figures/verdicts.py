@@ -18,7 +18,7 @@ from lens.figures.table import text_table
 
 KIND = "application/vnd.lens.verdicts+json"  # of the rows in a notebook's output
 WORDS = ("holds", "holds in part", "fails", "open", "one run", "untested")
-_MARKS = dict(zip(WORDS, "●◐○◌◍–", strict=True))  # never colour alone
+MARKS = dict(zip(WORDS, "●◐○◌◍–", strict=True))  # never colour alone
 _FIELDS = ("claim", "source", "measured", "published", "value", "low", "high", "found", "threshold", "at_most", "verdict")
 _ABOUT = ("section", "note", "model", "text", "tokens", "device", "command")
 _LINK = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
@@ -201,7 +201,7 @@ def _cells(row: Mapping[str, Any], titles: Sequence[str]) -> list[str]:
         "published": f"<td {_PLACED}>{html_safe(told)}</td>" if " " in told else _kept_whole(told),
         "here": f"<td {_PLACED}>{html_safe(here(row))}</td>" if "found" in row else _kept_whole(here(row), interval_picture(row)),
         "needed": _kept_whole(needed(row)),
-        "verdict": _kept_whole(f"{_MARKS[row['verdict']]} {row['verdict']}"),
+        "verdict": _kept_whole(f"{MARKS[row['verdict']]} {row['verdict']}"),
     }
     return [made[title] for title in titles]
 

@@ -10,9 +10,7 @@ import xarray as xr
 from markdown_it import MarkdownIt
 
 from lens.base.errors import InputError
-from lens.figures import verdicts
 from lens.figures.claims import (
-    MARKS,
     OPEN,
     claims_list,
     claims_spec,
@@ -54,7 +52,6 @@ def test_counts_in_words():
 
 
 def test_marks_stand_for_claims():
-    assert MARKS == verdicts._MARKS  # in a notebook's own table and here
     legend, _, *lines = marks_by_notebook(ledger({"claim": "Another", "source": "ours", "verdict": "holds"})).split("\n")
     assert [line.split() for line in lines] == [["relations", "●●○–"], ["depth-lab", "◌"]]
     assert legend.split() == [
