@@ -18,7 +18,7 @@ from lens.figures.table import text_table
 
 KIND = "application/vnd.lens.verdicts+json"  # of the rows in a notebook's output
 WORDS = ("holds", "holds in part", "fails", "open", "one run", "untested")
-MARKS = dict(zip(WORDS, "●◐○◌◍–", strict=True))  # never colour alone
+MARKS: dict[str, str] = dict(zip(WORDS, "●◐○◌◍–", strict=True))  # never colour alone
 _FIELDS = ("claim", "source", "measured", "published", "value", "low", "high", "found", "threshold", "at_most", "verdict")
 _ABOUT = ("section", "note", "model", "text", "tokens", "device", "command")
 _LINK = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
