@@ -147,10 +147,10 @@ def here(row: Mapping[str, Any]) -> str:
     """What was found, in words or as a value with its interval; empty where nothing was."""
     if "found" in row:
         return str(row["found"])
-    if "value" not in row:
-        return f"[{_number(row['low'])}, {_number(row['high'])}]" if "low" in row else ""
-    value = _number(row["value"])
-    return f"{value} [{_number(row['low'])}, {_number(row['high'])}]" if "low" in row else value
+    numbers = [float(row[name]) for name in ("value", "low", "high") if name in row]
+    decimals = max((len(f"{number:.{_FINEST}f}".rstrip("0").partition(".")[2]) for number in numbers), default=0)
+    value, *ends = [""] * ("value" not in row) + [f"{number:.{decimals}f}" for number in numbers] or [""]
+    return f"{value} [{', '.join(ends)}]".strip() if ends else value
 
 
 def needed(row: Mapping[str, Any]) -> str:
@@ -176,7 +176,7 @@ _STYLE = """<style>
 .lens-verdicts tr { background: none !important; }
 .lens-verdicts th, .lens-verdicts small, .lens-verdicts + p { color: var(--jp-ui-font-color2, inherit); font-weight: normal; }
 .lens-verdicts small { font-size: 12px; }
-.lens-verdicts a { color: var(--jp-content-link-color, inherit); }
+.lens-verdicts a { white-space: nowrap; color: var(--jp-content-link-color, inherit); }
 .lens-verdicts .lens-number { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .lens-verdicts svg { display: block; overflow: visible; color: var(--jp-ui-font-color1, inherit); }
 </style>"""

@@ -84,7 +84,7 @@ def test_the_readme_has_a_line_for_each_paper_and_each_claim():
     assert lines[0] == ["Hernandez et al. 2023", "A relation is a matrix", "1 holds, 2 fail", "holds in part", "relations"]
     assert lines[3][0] == "ours"
     assert [line[3:] for line in lines if "A relation is a matrix" in line[0]] == [["0.58 [0.51, 0.66]", "≥ 0.48", "holds"]]
-    assert [line[3:] for line in lines if "Small errors" in line[0]] == [["0.1 [0, 0.3]", "≤ 0.2", "open"]]
+    assert [line[3:] for line in lines if "Small errors" in line[0]] == [["0.1 [0.0, 0.3]", "≤ 0.2", "open"]]
     assert html.count("<table>") == 4  # papers; three runs of one notebook
     assert 'href="notebooks/relations.ipynb#How-linear?"' in html
     assert 'href="https://arxiv.org/abs/2202.05262"' in html

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import lens
 from lens.base.errors import InputError
-from lens.figures.verdicts import KIND, WORDS
+from lens.figures.verdicts import KIND, WORDS, here
 from lens.models.model import Model
 
 ROW = {"claim": "Some heads copy", "source": "A. Author, arXiv 2406.19384, section 3", "verdict": "fails"}
@@ -62,6 +62,21 @@ def test_no_more_digits_than_the_interval_bears(low: float, high: float, digits:
 def test_an_end_is_never_shown_on_the_wrong_side_of_the_threshold():
     (row,) = stored({**ROW, "value": 0.6, "low": 0.0, "high": 1.2534, "threshold": 1.26})
     assert (row["low"], row["high"]) == (0.0, 1.25)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [
+        ({"value": 0.358, "low": 0.304, "high": 0.411}, "0.36 [0.30, 0.41]"),
+        ({"value": 1571.2, "low": 20.4, "high": 3121.9}, "1571 [20, 3122]"),
+        ({"value": 2}, "2"),
+        ({"low": -0.5, "high": 0.25}, "[-0.50, 0.25]"),
+        ({"found": "12 of 12"}, "12 of 12"),
+        ({}, ""),
+    ],
+)
+def test_a_value_and_its_interval_have_the_same_digits(numbers: dict[str, Any], shown: str):
+    assert here(stored({**ROW, **numbers})[0]) == shown
 
 
 def test_numpy_numbers_and_negative_zeros_become_plain():
