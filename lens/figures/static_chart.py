@@ -60,8 +60,8 @@ def _draw_lines(axes: Axes, plot: Mapping[str, Any], chosen: Any) -> None:
         axes.plot(places, _numbers(one["values"]), color=colour, linewidth=1.6, label=_text(one["name"]), **look)
         if "low" in one:
             opacity = 0.18 if plot["marks"] else 0.5
-            ends = (_on_scale(_numbers(one[end]), y) for end in ("low", "high"))
-            axes.fill_between(places, *ends, color=colour, alpha=opacity, linewidth=0)
+            low, high = (_on_scale(_numbers(one[end]), y) for end in ("low", "high"))
+            axes.fill_between(places, low, high, color=colour, alpha=opacity, linewidth=0)
     _draw_rules(axes, plot["rules"])
     if chosen is not None:
         axes.axvline(chosen, color=ACCENT, linestyle=(0, (4, 3)), linewidth=1.2)
