@@ -10,6 +10,7 @@ import xarray as xr
 
 from lens.base.errors import InputError
 from lens.figures.chart import BLUE, GREEN, ORANGE, PURPLE, SKY, axis, bars, chart, lines, series
+from lens.figures.early_exit import NAMES
 
 PREFIX = "run_"
 _NEEDED = ("device", "device_name", "threads", "date", "commit", "command")
@@ -92,10 +93,7 @@ def exit_chart(exits: xr.Dataset) -> dict[str, Any]:
     shown = exits.isel(strictness=np.flatnonzero(exits.strictness >= 0))
     plots = []
     for measure, title in (("layers_saved", "share of layers saved"), ("agreement", "share of words that stay")):
-        found = [
-            series(name, shown[measure].sel(lens=lens), colour=colour)
-            for lens, name, colour in (("plain", "plain lens", SKY), ("shortcut", "shortcut lens", BLUE))
-        ]
+        found = [series(NAMES[lens], shown[measure].sel(lens=lens)) for lens in shown.lens.to_numpy()]
         plots.append(lines(measure, shown.strictness, found, x_axis="strictness λ", y_axis=axis(title, range=(0.0, 1.0))))
     return chart(plots)
 

@@ -95,7 +95,7 @@ def test_the_chart_of_exits_begins_at_zero_strictness():
     for plot in plots(exit_chart(exits)):
         assert plot["x"]["values"] == [0.0, 0.5]
         assert [(one["name"], one["values"]) for one in plot["series"]] == [
-            ("plain lens", [0.2, 0.3]), ("shortcut lens", [0.5, 0.6]),
+            ("plain lens", [0.2, 0.3]), ("shortcut", [0.5, 0.6]),
         ]  # fmt: skip
 
 
