@@ -43,7 +43,7 @@ class ModelPanel(ChartPanel):
         super().__init__({"model": model, **settings}, view, {**before, "model": menu, **(after or {})}, controls)
 
     @property
-    def _model_name(self) -> str:
+    def _chosen_name(self) -> str:
         return _name(self._settings["model"])
 
     def _model(self, job: Job) -> Model:

@@ -96,7 +96,7 @@ class Relations(ModelPanel):
         self._open({"layer": layer})
 
     def __repr__(self) -> str:
-        return f"Relations(model={self._model_name!r}, relation={self._settings['relation']!r})"
+        return f"Relations(model={self._chosen_name!r}, relation={self._settings['relation']!r})"
 
     # -- for cells --------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ class TextPanel(ModelPanel):
         super().__init__(model, {"text": text, **(settings or {})}, view, {"text": box}, controls, after=top)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(model={self._model_name!r}, text={self._settings['text']!r})"
+        return f"{type(self).__name__}(model={self._chosen_name!r}, text={self._settings['text']!r})"
 
     # -- steps of a request -----------------------------------------------------------------------
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 
+import ipywidgets as widgets
 import numpy as np
 import pytest
 
 import lens
+from lens import panels
 from lens.base.progress import Step
 from lens.panels import LogitLens
 from tests.models.families import build
@@ -20,6 +22,15 @@ def until(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline, "never happens"
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize("name", panels._PUBLIC)
+def test_no_panel_hides_what_its_widget_tells_the_page(name: str):
+    """A method called `_model_name`, say, would leave the page without the class to draw."""
+    panel = getattr(panels, name)
+    if isinstance(panel, type):
+        hidden = [trait for trait in widgets.VBox.class_trait_names() if trait not in panel.class_trait_names()]
+        assert hidden == []
 
 
 # -- the newest request wins ----------------------------------------------------------------------
