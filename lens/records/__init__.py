@@ -48,6 +48,6 @@ says how it was made (device, versions, commit, seed, time, memory). Made from a
         lens runs start $name --device cpu -o $name-cpu
     done
 
-whose netCDF files are these; what a run keeps beside them, such as the models of `three-phase`, is not shipped. The processor
-was busy with other work: the records have its load. There is no GPU among them.
+whose netCDF files are these; what a run keeps beside them, such as the models of `three-phase`, is not shipped. Each piece
+has the load of the machine as it began. There is no GPU among them.
 """
